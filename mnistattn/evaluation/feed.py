@@ -1,0 +1,93 @@
+"""The training feed: a split in memory as uint8, on the device where it fits; a batch is an index.
+
+Images stay (N, H, W, 3), so a gathered batch, permuted, is channels-last without a copy.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mnistattn.dataset.read import Card, read_split
+
+DEVICE_SHARE = 0.5  # of a GPU's free memory that a split may take
+
+
+@dataclass
+class Feed:
+    """A split, ready to be gathered from.
+
+    images uint8 (N, H, W, 3); digit, color int64 (N, O), -1 padded; query, answer int64 (N,);
+    answers bool (N, classes): every right answer. `device` is where batches go.
+    """
+
+    images: Tensor
+    digit: Tensor
+    color: Tensor
+    query: Tensor
+    answer: Tensor
+    answers: Tensor
+    asks_color: bool
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def batch(self, index: Tensor) -> Tensor:
+        """Images index (B,) as float32 (B, 3, H, W) in 0 .. 1, channels-last, on the device."""
+        gathered = self.images.index_select(0, index.to(self.images.device))
+        return gathered.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().mul_(1 / 255)
+
+    def pairs(self, queries: str, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """An epoch's (image, query, answer), int64 (n,) each, in random order.
+
+        queries: see Recipe. With `fresh` and `all`, a colour is asked for only if it occurs once.
+        """
+        n = len(self)
+        if queries == "one":
+            image, query, answer = torch.arange(n), self.query.cpu(), self.answer.cpu()
+        else:
+            askable = self._askable()
+            if queries == "all":
+                image, which = askable.nonzero(as_tuple=True)
+            else:
+                image = torch.arange(n)
+                which = torch.multinomial(askable.float(), 1, generator=generator)[:, 0]
+            pair = self.digit[image, which], self.color[image, which]
+            query, answer = pair[::-1] if self.asks_color else pair
+        order = torch.randperm(len(image), generator=generator)
+        return image[order], query[order], answer[order]
+
+    def _askable(self) -> Tensor:
+        """bool (N, O): which objects can be asked for with one right answer."""
+        there = self.digit >= 0
+        if not self.asks_color:
+            return there
+        same = self.color[:, :, None] == self.color[:, None, :]
+        return there & (same.sum(2) == 1)
+
+
+def load_feed(card: Card, split: str, device: torch.device, check: bool = True) -> Feed:
+    """Read a split into memory (on the device if it takes no more than half its free memory)."""
+    arrays = read_split(card, split, check=check)
+    images = torch.from_numpy(arrays["image"])
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if images.nbytes < DEVICE_SHARE * free:
+            images = images.to(device)
+    answer = torch.from_numpy(arrays["answer"].astype(np.int64))
+    if "answers" in arrays:
+        answers = torch.from_numpy(arrays["answers"])
+    else:
+        answers = torch.nn.functional.one_hot(answer, len(card.answer_names)).bool()
+    return Feed(
+        images,
+        torch.from_numpy(arrays["digit"].astype(np.int64)),
+        torch.from_numpy(arrays["color"].astype(np.int64)),
+        torch.from_numpy(arrays["query"].astype(np.int64)),
+        answer,
+        answers,
+        card.spec.row.asks == "color",
+        device,
+    )
