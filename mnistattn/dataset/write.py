@@ -117,7 +117,10 @@ def _write_split(file: Path, spec: Spec, painter, n: int, workers: int, bar) -> 
                 for name, values in arrays.items():
                     h5[name][first : first + len(values)] = values
                     digest.update(name, values)
-                tries, restarts = tries + int(effort[:, 0].sum()), restarts + int(effort[:, 1].sum())
+                tries, restarts = (
+                    tries + int(effort[:, 0].sum()),
+                    restarts + int(effort[:, 1].sum()),
+                )
                 most = max(most, int(effort[:, 0].max()))
                 bar.update(len(effort))
         finally:

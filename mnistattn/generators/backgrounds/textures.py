@@ -454,3 +454,14 @@ def texture(seed: int, split: str, index: int, height: int, width: int) -> np.nd
     out = np.empty((height, width, 3), np.uint8)
     draw_texture(open_stream(stream_key(seed, split), TEXTURE, 0, index), out)
     return out
+
+
+class Textures:
+    """Textures as backgrounds: one of its own for each image, so there is no end of them."""
+
+    card = {"source": "textures"}
+
+    def fill(self, image: np.ndarray, key: np.ndarray, indices: np.ndarray) -> None:
+        """Draw into image (n, H, W, 3) uint8 what lies under scenes `indices`."""
+        for k, index in enumerate(indices):
+            draw_texture(open_stream(key, TEXTURE, 0, int(index)), image[k])

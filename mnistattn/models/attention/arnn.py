@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnistattn.models.attention.activate import gate_or_softmax
 from mnistattn.models.attention.diagonal_lstm import DIRECTIONS, diagonal_lstm
 
 FORGET = 1  # place of the forget gate in the gate order o, f, i, g
@@ -108,7 +109,4 @@ class ARNN(nn.Module):
         return self.combine(gaussians).permute(2, 3, 0, 1)
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:
-        mu = self.mean(x, query)
-        if self.last:
-            return mu.flatten(1).softmax(dim=1).view_as(mu)
-        return mu.sigmoid()
+        return gate_or_softmax(self.mean(x, query), self.last)

@@ -166,7 +166,7 @@ class _Fused(torch.autograd.Function):
         c, tanh_c = gates.new_empty(room, t), gates.new_empty(room, t)
         hidden = gates.new_empty(rows, columns, batch, DIRECTIONS, t)
         tensors = (gates, offset, acts, c, tanh_c, state, hidden)
-        arrays = [_rows(x, t) for x in tensors]
+        arrays = [x.detach().view(-1).numpy() for x in tensors]
         for k, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
             if k:
                 torch.bmm(
@@ -174,7 +174,7 @@ class _Fused(torch.autograd.Function):
                     weight,
                     out=acts[start : start + size].view(DIRECTIONS, -1, four_t),
                 )
-            kernels.forward(*arrays, plan, starts, k, batch)
+            kernels.forward(*arrays, plan, starts, k, batch, t)
         if keep:
             ctx.plan, ctx.starts = plan, starts
             ctx.kept = (acts, c, tanh_c, state)  # internal buffers: neither inputs nor outputs
@@ -201,9 +201,11 @@ class _Fused(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight)
         weight_t = weight.transpose(1, 2).contiguous()
         kept = (grad_hidden, acts, c, tanh_c, d_state, carry)
-        arrays = [_rows(x, t) for x in (*kept, d_acts, grad_gates, grad_offset, new(2, t))]
+        arrays = [
+            x.detach().view(-1).numpy() for x in (*kept, d_acts, grad_gates, grad_offset, new(2, t))
+        ]
         for k in range(len(plan) - 1, -1, -1):
-            kernels.backward(*arrays, plan, starts, k, batch)
+            kernels.backward(*arrays, plan, starts, k, batch, t)
             if k:
                 start, size = int(starts[k]), int(sizes[k])
                 d = d_acts[:size].view(DIRECTIONS, -1, four_t)
@@ -211,12 +213,6 @@ class _Fused(torch.autograd.Function):
                 grad_weight.baddbmm_(before.transpose(1, 2), d)
                 torch.bmm(d, weight_t, out=d_state[:size].view(DIRECTIONS, -1, 2 * t))
         return grad_gates, grad_weight, grad_offset, None
-
-
-def _rows(x: Tensor, t: int) -> np.ndarray:
-    """(cells, t), or (cells, 4 or 2, t) where the last dimension holds several vectors of t."""
-    x = x.detach()
-    return (x.reshape(-1, t) if x.shape[-1] == t else x.reshape(-1, x.shape[-1] // t, t)).numpy()
 
 
 def _rational_tanh(x: np.float32) -> np.float32:
@@ -269,144 +265,161 @@ def _kernels(dtype: torch.dtype) -> SimpleNamespace:
     tanh: Callable = jit(_rational_tanh) if single else math.tanh
     half, one, zero = (np.float32(v) if single else v for v in (0.5, 1.0, 0.0))
 
-    # Rows are taken as whole one-dimensional views: only then do the inner loops vectorise.
+    # The arrays are flat and every index unsigned: only then do the inner loops, over the t
+    # channels of one vector, vectorise without an overhead larger than themselves. (A signed
+    # index could be negative, and a view of a row costs a reference count.)
+    u = np.uint64
 
     @jit
-    def activate(acts, gates, offset, recurrent):
-        for q in range(4):
-            a, x, y = acts[q], gates[q], offset[q]
-            if recurrent:
-                for k in range(a.size):
-                    a[k] += x[k] + y[k]
-            else:
-                for k in range(a.size):
-                    a[k] = x[k] + y[k]
-            if q < 3:  # sigm(x) = (1 + tanh(x / 2)) / 2
-                for k in range(a.size):
-                    a[k] = half + half * tanh(half * a[k])
-            else:
-                for k in range(a.size):
-                    a[k] = tanh(a[k])
-
-    @jit
-    def cell_state(acts, c_left, c, tanh_c, has_left):
-        f, i, g = acts[1], acts[2], acts[3]
-        if has_left:
-            for k in range(c.size):
-                c[k] = f[k] * c_left[k] + i[k] * g[k]
+    def activate(acts, a, gates, x, offset, y, recurrent, t):
+        """acts[a:] = act(recurrent product, there already, + gates[x:] + offset[y:])."""
+        sigmoids, every = u(3) * t, u(4) * t
+        if recurrent:
+            for k in range(every):
+                acts[a + k] += gates[x + k] + offset[y + k]
         else:
-            for k in range(c.size):
-                c[k] = i[k] * g[k]
-        for k in range(c.size):
-            tanh_c[k] = tanh(c[k])
+            for k in range(every):
+                acts[a + k] = gates[x + k] + offset[y + k]
+        for k in range(sigmoids):  # sigm(x) = (1 + tanh(x / 2)) / 2
+            acts[a + k] = half + half * tanh(half * acts[a + k])
+        for k in range(t):
+            acts[a + sigmoids + k] = tanh(acts[a + sigmoids + k])
 
     @jit
-    def copy(source, target):
-        for k in range(target.size):
-            target[k] = source[k]
+    def cell_state(acts, a, c, left, own, tanh_c, has_left, t):
+        f, i, g = a + t, a + u(2) * t, a + u(3) * t
+        if has_left:
+            for k in range(t):
+                c[own + k] = acts[f + k] * c[left + k] + acts[i + k] * acts[g + k]
+        else:
+            for k in range(t):
+                c[own + k] = acts[i + k] * acts[g + k]
+        for k in range(t):
+            tanh_c[own + k] = tanh(c[own + k])
 
     @jit
-    def forward(gates, offset, acts, c, tanh_c, state, hidden, plan, starts, d, batch):
+    def copy(source, at, target, to, t):
+        for k in range(t):
+            target[to + k] = source[at + k]
+
+    @jit
+    def add(source, at, target, to, t):
+        for k in range(t):
+            target[to + k] += source[at + k]
+
+    @jit
+    def neighbours(plan, starts, d, s, r, batch):
+        """Of cell r of diagonal d in direction s: its position in the map, its first row (that of
+        batch entry 0) in the diagonal-by-diagonal arrays, that of its left neighbour; then, in
+        the next diagonal alone, of the cell it is left of, and of the cell it is above. -1: none.
+        """
+        row = plan[d, 0] + r
+        position = plan[d, 2 + 2 * s] + r * plan[d, 3 + 2 * s]
+        own = starts[d] + (s * plan[d, 1] + r) * batch
+        left = right = below = -1
+        if d > 0:
+            r_left = row - plan[d - 1, 0]
+            if r_left < plan[d - 1, 1]:
+                left = starts[d - 1] + (s * plan[d - 1, 1] + r_left) * batch
+        if d + 1 < len(plan):
+            r_right, length = row - plan[d + 1, 0], plan[d + 1, 1]
+            if r_right >= 0:
+                right = (s * length + r_right) * batch
+            if r_right + 1 < length:
+                below = (s * length + r_right + 1) * batch
+        return position, own, left, right, below
+
+    @jit
+    def forward(
+        gates, offset, acts, c, tanh_c, state, hidden, plan, starts, d, batch, channels
+    ):  # fmt: skip
         """acts holds the recurrent product; writes acts, c, tanh_c, hidden and the next state."""
-        first, length = plan[d, 0], plan[d, 1]
-        before = d - 1 if d > 0 else 0
-        after = d + 1 if d + 1 < len(plan) else d
+        t = u(channels)
+        after = starts[d + 1] if d + 1 < len(plan) else 0
         for s in range(DIRECTIONS):
-            for r in range(length):
-                row = first + r
-                position = plan[d, 2 + 2 * s] + r * plan[d, 3 + 2 * s]
-                left = row - plan[before, 0]
-                has_left = d > 0 and left < plan[before, 1]
-                own = starts[d] + (s * length + r) * batch
-                left = starts[before] + (s * plan[before, 1] + left) * batch if has_left else own
-                # The cells that this one is the left neighbour of, and that this one is above.
-                right = row - plan[after, 0] if after > d else -1
-                below = right + 1 if after > d and right + 1 < plan[after, 1] else -1
-                to = starts[after] + s * plan[after, 1] * batch
+            for r in range(plan[d, 1]):
+                position, own, left, right, below = neighbours(plan, starts, d, s, r, batch)
                 for b in range(batch):
-                    place = (position * batch + b) * DIRECTIONS + s
-                    activate(acts[own + b], gates[place], offset[b * DIRECTIONS + s], d > 0)
-                    cell_state(acts[own + b], c[left + b], c[own + b], tanh_c[own + b], has_left)
-                    h, o, squashed = hidden[place], acts[own + b, 0], tanh_c[own + b]
-                    for k in range(h.size):
-                        h[k] = o[k] * squashed[k]
+                    place, a = u((position * batch + b) * DIRECTIONS + s) * t, u(own + b) * t
+                    y = u(b * DIRECTIONS + s) * t
+                    activate(acts, u(4) * a, gates, u(4) * place, offset, u(4) * y, d > 0, t)
+                    c_left = u(left + b) * t if left >= 0 else a
+                    cell_state(acts, u(4) * a, c, c_left, a, tanh_c, left >= 0, t)
+                    for k in range(t):
+                        hidden[place + k] = acts[u(4) * a + k] * tanh_c[a + k]
                     if right >= 0:
-                        copy(h, state[to + right * batch + b, 0])
+                        copy(hidden, place, state, u(2) * u(after + right + b) * t, t)
                     if below >= 0:
-                        copy(h, state[to + below * batch + b, 1])
-            if after > d:  # the cells on the map's border have no one there
-                to = starts[after] + s * plan[after, 1] * batch
-                if plan[after, 0] == 0:
-                    state[to : to + batch, 1] = zero
-                if plan[after, 0] + plan[after, 1] > first + length:
-                    to += (plan[after, 1] - 1) * batch
-                    state[to : to + batch, 0] = zero
+                        copy(hidden, place, state, u(2) * u(after + below + b) * t + t, t)
+            if d + 1 < len(plan):  # the cells on the map's border lack a neighbour
+                cells = plan[d + 1, 1]
+                first, last = after + s * cells * batch, after + (s * cells + cells - 1) * batch
+                for b in range(batch):
+                    if plan[d + 1, 0] == 0:
+                        at = u(2) * u(first + b) * t + t
+                        for k in range(t):
+                            state[at + k] = zero
+                    if plan[d + 1, 0] + cells > plan[d, 0] + plan[d, 1]:
+                        at = u(2) * u(last + b) * t
+                        for k in range(t):
+                            state[at + k] = zero
 
     @jit
-    def gate_gradients(dh, dc, acts, c_left, tanh_c, d_acts, carry, has_left):
+    def gate_gradients(
+        dh, dc, acts, a, c, left, tanh_c, own, d_acts, to, carry, carry_to, has_left, t
+    ):  # fmt: skip
         """From dh and what came to dc from the next diagonal: d_acts and this diagonal's carry."""
-        o, f, i, g = acts[0], acts[1], acts[2], acts[3]
-        d_o, d_f, d_i, d_g = d_acts[0], d_acts[1], d_acts[2], d_acts[3]
-        for k in range(dh.size):
-            d_o[k] = dh[k] * tanh_c[k] * o[k] * (one - o[k])
-            dc[k] += dh[k] * o[k] * (one - tanh_c[k] * tanh_c[k])
+        f, i, g = a + t, a + u(2) * t, a + u(3) * t
+        to_f, to_i, to_g = to + t, to + u(2) * t, to + u(3) * t
+        for k in range(t):
+            o, squashed = acts[a + k], tanh_c[own + k]
+            d_acts[to + k] = dh[k] * squashed * o * (one - o)
+            dc[k] += dh[k] * o * (one - squashed * squashed)
         if has_left:
-            for k in range(dh.size):
-                d_f[k] = dc[k] * c_left[k] * f[k] * (one - f[k])
+            for k in range(t):
+                d_acts[to_f + k] = dc[k] * c[left + k] * acts[f + k] * (one - acts[f + k])
         else:
-            for k in range(dh.size):
-                d_f[k] = zero
-        for k in range(dh.size):
-            d_i[k] = dc[k] * g[k] * i[k] * (one - i[k])
-            d_g[k] = dc[k] * i[k] * (one - g[k] * g[k])
-        for k in range(dh.size):
-            carry[k] = dc[k] * f[k]
-
-    @jit
-    def add(source, target):
-        for k in range(target.size):
-            target[k] += source[k]
+            for k in range(t):
+                d_acts[to_f + k] = zero
+        for k in range(t):
+            d_acts[to_i + k] = dc[k] * acts[g + k] * acts[i + k] * (one - acts[i + k])
+            d_acts[to_g + k] = dc[k] * acts[i + k] * (one - acts[g + k] * acts[g + k])
+        for k in range(t):
+            carry[carry_to + k] = dc[k] * acts[f + k]
 
     @jit
     def backward(
         grad_hidden, acts, c, tanh_c, d_state, carry, d_acts, grad_gates, grad_offset, scratch,
-        plan, starts, d, batch,
+        plan, starts, d, batch, channels,
     ):  # fmt: skip
         """d_state and carry come from the next diagonal; writes d_acts, the gradients, carry."""
-        first, length = plan[d, 0], plan[d, 1]
-        before = d - 1 if d > 0 else 0
-        after = d + 1 if d + 1 < len(plan) else d
-        carries = carry.shape[0] // 2
-        carry_in, carry_out = ((d + 1) % 2) * carries, (d % 2) * carries
-        dh, dc = scratch[0], scratch[1]
+        t, none = u(channels), u(0)
+        half_carry = carry.size // (2 * channels)
+        carry_in, carry_out = ((d + 1) % 2) * half_carry, (d % 2) * half_carry
+        dh, dc = scratch[:channels], scratch[channels:]
         for s in range(DIRECTIONS):
-            for r in range(length):
-                row = first + r
-                position = plan[d, 2 + 2 * s] + r * plan[d, 3 + 2 * s]
-                left = row - plan[before, 0]
-                has_left = d > 0 and left < plan[before, 1]
-                local = (s * length + r) * batch
-                own = starts[d] + local
-                left = starts[before] + (s * plan[before, 1] + left) * batch if has_left else own
-                right = row - plan[after, 0] if after > d else -1
-                below = right + 1 if after > d and right + 1 < plan[after, 1] else -1
-                at = s * plan[after, 1] * batch
+            for r in range(plan[d, 1]):
+                position, own, left, right, below = neighbours(plan, starts, d, s, r, batch)
+                local = own - starts[d]
                 for b in range(batch):
-                    place = (position * batch + b) * DIRECTIONS + s
-                    copy(grad_hidden[place], dh)
+                    place, a = u((position * batch + b) * DIRECTIONS + s) * t, u(own + b) * t
+                    copy(grad_hidden, place, dh, none, t)
                     if right >= 0:
-                        add(d_state[at + right * batch + b, 0], dh)
-                        copy(carry[carry_in + at + right * batch + b], dc)
+                        add(d_state, u(2) * u(right + b) * t, dh, none, t)
+                        copy(carry, u(carry_in + right + b) * t, dc, none, t)
                     else:
-                        dc[:] = zero
+                        for k in range(t):
+                            dc[k] = zero
                     if below >= 0:
-                        add(d_state[at + below * batch + b, 1], dh)
+                        add(d_state, u(2) * u(below + b) * t + t, dh, none, t)
+                    to, carry_to = u(4) * u(local + b) * t, u(carry_out + local + b) * t
+                    c_left = u(left + b) * t if left >= 0 else a
                     gate_gradients(
-                        dh, dc, acts[own + b], c[left + b], tanh_c[own + b],
-                        d_acts[local + b], carry[carry_out + local + b], has_left,
+                        dh, dc, acts, u(4) * a, c, c_left, tanh_c, a, d_acts, to, carry, carry_to,
+                        left >= 0, t,
                     )  # fmt: skip
-                    for q in range(4):
-                        copy(d_acts[local + b, q], grad_gates[place, q])
-                        add(d_acts[local + b, q], grad_offset[b * DIRECTIONS + s, q])
+                    copy(d_acts, to, grad_gates, u(4) * place, u(4) * t)
+                    y = u(4) * u(b * DIRECTIONS + s) * t
+                    add(d_acts, to, grad_offset, y, u(4) * t)
 
     return SimpleNamespace(forward=forward, backward=backward)

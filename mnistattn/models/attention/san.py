@@ -1,6 +1,6 @@
 """Soft attention of Stacked Attention Networks: `san` (Yang et al., CVPR 2016), one glimpse.
 
-    a_ij = softmax_ij(w . tanh(W_x x_ij + W_q q)), on the last map only.
+a_ij = softmax_ij(w . tanh(W_x x_ij + W_q q)), on the last map only.
 """
 
 import torch
