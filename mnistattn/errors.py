@@ -1,4 +1,4 @@
-"""The two errors that a user meets; the command line turns each into one sentence and an exit code."""
+"""The errors a user meets; the command line makes each one sentence and an exit code."""
 
 
 class MnistattnError(Exception):

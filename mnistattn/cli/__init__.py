@@ -1,0 +1,75 @@
+"""The command line: parses, calls one function of the library, prints. One file a subcommand.
+
+Every error is one sentence on standard error and an exit code: 2 for a request that cannot be
+right, 1 for a failure while running, 130 after Ctrl-C.
+"""
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from mnistattn.errors import MnistattnError
+
+COMMANDS = ("generate", "info", "show", "verify", "evaluate", "models")
+
+
+class _Lazy(click.Group):
+    """Imports a subcommand's file only when it is called, so that --help answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return import_module(f"mnistattn.cli.{name}").command
+
+    def resolve_command(self, ctx, args):
+        name = args[0] if args else ""
+        if name not in COMMANDS:
+            from mnistattn.generators.variants import closest
+
+            ctx.fail(f"unknown command '{name}': it is one of {', '.join(COMMANDS)}."
+                     f"{closest(name, COMMANDS)}")  # fmt: skip
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Lazy, epilog="Example: mnistattn generate --variant mbg --out data/mbg",
+             context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+@click.version_option(package_name="mnistattn")
+def cli() -> None:
+    """Controlled benchmarks for visual attention: make the data, train a model, score where it
+    looks."""
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except MnistattnError as error:
+        code = _fail(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        code = _fail("interrupted.", 130)
+    except click.ClickException as error:
+        code = _fail(error.format_message(), 2)
+    except KeyboardInterrupt:
+        code = _fail("interrupted.", 130)
+    except BrokenPipeError:  # the reader, `head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (OSError, MemoryError) as error:
+        code = _fail(str(error) or "out of memory.", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"mnistattn: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def say(line: str) -> None:
+    """A line for the user that is no result: on standard error, so results can be piped."""
+    print(line, file=sys.stderr)

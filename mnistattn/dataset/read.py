@@ -41,7 +41,7 @@ class Card:
 
 
 def read_card(path: str | Path) -> Card:
-    """The card of the data set in directory `path`. InputError if there is none, or it is damaged."""
+    """The card of the data set in `path`. InputError if there is none, or it is damaged."""
     path = Path(path)
     file = path / CARD
     if not file.is_file():

@@ -7,10 +7,14 @@ that draw tiles and text are shared with `mnistattn.evaluation.picture`.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from mnistattn.dataset.format import layout
+from mnistattn.dataset.read import answer_masks, open_split, read_card
 
 Colour = tuple[int, int, int]
 
@@ -160,3 +164,22 @@ def outlined(
     line = grown & ~inside
     pixels[line] = opacity * np.array(colour) + (1 - opacity) * pixels[line]
     return Image.fromarray(pixels)
+
+
+def sheet_of(path: str | Path, split: str, count: int) -> Image.Image:
+    """The contact sheet of the first `count` images of a split of the data set in `path`."""
+    card = read_card(path)
+    with open_split(card, split) as h5:
+        arrays = {name: h5[name][:count] for name in layout(card.spec)}
+    scale = arrays["scale"][np.arange(len(arrays["query"])), arrays["target"]]
+    names = card.answer_names
+    captions = []
+    for i in range(len(scale)):
+        right = [int(arrays["answer"][i])]
+        if "answers" in arrays:
+            right = list(np.flatnonzero(arrays["answers"][i]))
+        answer = " or ".join(names[a] for a in right)
+        query = card.query_names[arrays["query"][i]]
+        captions.append(f"{query} -> {answer}  (scale {scale[i]:.2f})")
+    title = f"{card.raw['paper_name']}, {split}"
+    return contact_sheet(arrays["image"], answer_masks(arrays), captions, title=title)

@@ -29,7 +29,7 @@ def stream_key(seed: int, split: str) -> np.ndarray:
 
 @jit
 def philox4x32(counter, key, out):
-    """Write the four 32-bit outputs of Philox 4x32-10 for counter (4,) and key (2,) into out (4,)."""
+    """Write Philox 4x32-10 of counter (4,) and key (2,), four 32-bit outputs, into out (4,)."""
     c0, c1, c2, c3 = counter[0], counter[1], counter[2], counter[3]
     k0, k1 = key[0], key[1]
     for _ in range(10):
@@ -47,7 +47,7 @@ def philox4x32(counter, key, out):
 
 @jit
 def open_stream(key, purpose, restart, index):
-    """A fresh stream state for key (2,) int64, a purpose (< 256), a restart (< 2^24), a 64-bit index."""
+    """A fresh stream: key (2,) int64, purpose below 256, restart below 2^24, 64-bit index."""
     state = np.zeros(11, np.int64)
     state[0], state[1] = key[0], key[1]
     state[3] = purpose | (restart << 8)

@@ -55,7 +55,7 @@ def resize_weights(size_in, size_out):
 
 @jit
 def resize_gray(source, size, first, count, weights, rows, out):
-    """Resize square source (n, n) uint8 to out[:size, :size]; rows is scratch (n, >= size) uint8."""
+    """Resize a square (n, n) uint8 to out[:size, :size]; rows is scratch (n, >= size) uint8."""
     n = source.shape[0]
     half = 1 << (_BITS - 1)
     for y in range(n):

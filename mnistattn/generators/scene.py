@@ -85,7 +85,7 @@ class SceneDrawer:
 
 
 def _all_weights(start: int, stop: int):
-    """Resize tables from 28 pixels to each of start .. stop - 1, stacked: (first, count, weights)."""
+    """(start, first, count, weights): resize tables from 28 pixels to start .. stop - 1."""
     tables = [resize_weights(GLYPH_SIZE, size) for size in range(start, stop)]
     taps = max(t[2].shape[1] for t in tables)
     first = np.zeros((len(tables), stop), np.int64)

@@ -39,11 +39,12 @@ class Variant:
 
 VARIANTS = {
     "mref": Variant("MREF", "digits on black; digit -> colour"),
-    "mdist": Variant("MDIST", "digits among distractors; digit -> colour", background="distractors"),
+    "mdist": Variant("MDIST", "digits among distractors; digit -> colour",
+                     background="distractors"),
     "mbg": Variant("MBG", "digits on photos; digit -> colour", background="photo"),
     "mbg-inv": Variant("MBG^inv", "digits on photos; colour -> digit", background="photo",
                        asks="color"),
-    "mbg-up": Variant("MBG^up", "digits of the same pixel sizes on 224-pixel photos; digit -> colour",
+    "mbg-up": Variant("MBG^up", "MBG on 224 pixels, digits no larger; digit -> colour",
                       size=224, background="photo"),
     "mbg-multi": Variant("MBG^multi", "the queried digit in 2 to 4 colours; digit -> any of them",
                          background="photo", repeats=True),

@@ -1,4 +1,4 @@
-"""What turns a score into attention: a sigmoid gate in inner layers, a softmax in the last (PAN)."""
+"""From score to attention: a sigmoid gate in inner layers, a softmax in the last (PAN)."""
 
 import torch
 from torch import Tensor

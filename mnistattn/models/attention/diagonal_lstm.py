@@ -177,15 +177,15 @@ class _Fused(torch.autograd.Function):
             kernels.forward(*arrays, plan, starts, k, batch, t)
         if keep:
             ctx.plan, ctx.starts = plan, starts
-            ctx.kept = (acts, c, tanh_c, state)  # internal buffers: neither inputs nor outputs
-            ctx.save_for_backward(weight)
+            # Not as attributes of ctx: saved this way they are freed by the backward, even while
+            # the caller still holds the loss.
+            ctx.save_for_backward(weight, acts, c, tanh_c, state)
         return hidden
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        acts, c, tanh_c, state = ctx.kept
-        (weight,) = ctx.saved_tensors
+        weight, acts, c, tanh_c, state = ctx.saved_tensors
         plan, starts = ctx.plan, ctx.starts
         rows, columns, batch, _, t = grad_hidden.shape
         four_t = 4 * t
