@@ -15,15 +15,13 @@ from pathlib import Path
 def machine() -> dict:
     """Processor, cores this process may use, load, system and the versions of the libraries."""
     names = ("mnistattn", "numpy", "numba", "h5py", "pillow", "torch")
+    unix = hasattr(os, "sched_getaffinity")
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if unix else os.cpu_count(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in names},
+        "versions": {"python": platform.python_version()} | {n: _version(n) for n in names},
     }
 
 

@@ -128,7 +128,7 @@ def time_pairs(args, variant: str, counts: dict, options: dict, work: Path) -> d
         seconds, card = make(out, variant, counts, options)
         ours.append(seconds)
         seen.append(digests(card))
-        sizes[:] = [file.stat().st_size for file in sorted(out.iterdir())]
+        sizes[:] = [file.stat().st_size for file in sorted(out.glob("*.h5"))]
         quiet(out)
 
     def run_plain():
@@ -164,9 +164,8 @@ def time_pairs(args, variant: str, counts: dict, options: dict, work: Path) -> d
 def time_drawing(args, variant: str, options: dict, written: float) -> dict:
     """The plain loop and the drawer alone, interleaved; images/s."""
     spec = Spec(variant)
-    pool = open_digits(options["digits"], Path(args.data_root), "separate", 0, lambda _: None)[0](
-        "train"
-    )
+    pools, _ = open_digits(options["digits"], Path(args.data_root), "separate", 0, lambda _: None)
+    pool = pools("train")
     classes = [
         pool.images[pool.order[a:b]] for a, b in zip(pool.start, pool.start[1:], strict=False)
     ]
@@ -227,7 +226,7 @@ def photo_paths(args) -> list[Path]:
     return list_photos(Path(args.backgrounds))["train"]
 
 
-def small_digests(args, variant: str, digits: str) -> dict[str, str]:
+def small_digests(args, variant: str) -> dict[str, str]:
     """SHA-256 of each array of a few images, of a small pool of strokes, by split and name."""
     spec, found = Spec(variant), {}
     backgrounds, _ = open_background(spec, args.backgrounds, Path(args.data_root))
@@ -244,7 +243,7 @@ def few_digests(args, variant: str, digits: str, folder: Path) -> dict[str, str]
     if digits == "mnist":
         options = source_options(args) | {"digits": "mnist"}
         return made_digests(folder / "few", variant, SMALL, options, workers=1)
-    return small_digests(args, variant, digits)
+    return small_digests(args, variant)
 
 
 def check_digests(args, variant: str, options: dict, digits: str, work: Path) -> dict:
@@ -366,6 +365,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
+    sys.stdout.reconfigure(line_buffering=True)  # a long run can be watched through a pipe
     args = parse()
     if args.child:
         return as_child(args)

@@ -21,13 +21,11 @@ PALETTE = np.array(
 COVERAGES = (1.0, 0.75, 0.6)  # of the photo's shorter side, as mnistattn's three levels
 
 
-def digit_classes(images: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
-    """Glyphs (n, 28, 28) uint8 by class, for `draw_scene`."""
-    return [images[labels == d] for d in range(10)]
-
-
 def draw_scene(rng: np.random.Generator, classes: list[np.ndarray], background: np.ndarray) -> dict:
-    """Draw digits over background (S, S, 3) uint8; image, instances, per-object lists, query."""
+    """Draw digits, of glyphs (n, 28, 28) uint8 by class, over background (S, S, 3) uint8.
+
+    Returns image, instances, lists of the objects' properties, query, answer, target.
+    """
     size = len(background)
     canvas = Image.fromarray(background)
     instances = np.zeros((size, size), np.uint8)

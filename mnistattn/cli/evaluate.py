@@ -21,7 +21,8 @@ from mnistattn.generators.variants import COUNTS, VARIANTS
 @click.option("--batch-size", type=int, default=None, help="Instead of the recipe's.")
 @click.option("--lr", type=float, default=None, help="Learning rate, instead of the recipe's.")
 @click.option("--queries", default=None, metavar="one|fresh|all",
-              help="One fixed query an image (papers), a fresh one at each visit, all.")  # fmt: skip
+              help="One fixed query an image (papers), or fresh at each visit, or all."
+)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and order.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
 @click.option("--out", default=None, metavar="DIR",

@@ -70,6 +70,11 @@ class ContentDigest:
         little = values.astype(values.dtype.newbyteorder("<"), copy=False)
         self._hashes[name].update(np.ascontiguousarray(little).data)
 
+    def update_all(self, arrays: dict[str, np.ndarray]) -> None:
+        """Feed the next rows of every array."""
+        for name, values in arrays.items():
+            self.update(name, values)
+
     def arrays(self) -> dict[str, str]:
         """Each array's own hash."""
         return {name: h.hexdigest() for name, h in self._hashes.items()}

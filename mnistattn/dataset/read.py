@@ -122,8 +122,7 @@ def read_split(card: Card, split: str, names=None, check: bool = False) -> dict[
 def damaged_arrays(card: Card, split: str, arrays: dict[str, np.ndarray]) -> list[str]:
     """The names of the arrays whose content is not what the card's digest was taken of."""
     digest = ContentDigest(card.spec, card.splits[split]["count"])
-    for name, values in arrays.items():
-        digest.update(name, values)
+    digest.update_all(arrays)
     if digest.hexdigest() == card.digest(split):
         return []
     noted = card.splits[split].get("arrays", {})

@@ -95,7 +95,11 @@ def _write_split(file: Path, spec: Spec, painter, n: int, workers: int, bar) -> 
     digest = ContentDigest(spec, n)
     step = max(1, BATCH_BYTES // (spec.size * spec.size * 4))
     tries = restarts = most = 0
-    with h5py.File(file, "w", libver="v110") as h5, ThreadPoolExecutor(workers) as pool:
+    with (
+        h5py.File(file, "w", libver="v110") as h5,
+        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(1) as hasher,  # beside the writer, in the same order
+    ):
         for name, (shape, dtype) in layout(spec).items():
             h5.create_dataset(name, (n, *shape), dtype)
         starts = iter(range(0, n, step))
@@ -114,9 +118,10 @@ def _write_split(file: Path, spec: Spec, painter, n: int, workers: int, bar) -> 
                 first, future = pending.popleft()
                 arrays, effort = future.result()
                 submit()
+                hashed = hasher.submit(digest.update_all, arrays)
                 for name, values in arrays.items():
                     h5[name][first : first + len(values)] = values
-                    digest.update(name, values)
+                hashed.result()
                 tries, restarts = (
                     tries + int(effort[:, 0].sum()),
                     restarts + int(effort[:, 1].sum()),

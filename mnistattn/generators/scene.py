@@ -25,7 +25,7 @@ from mnistattn.generators.random import (
     normal_table,
     open_stream,
 )
-from mnistattn.generators.resize import resize_gray, resize_weights
+from mnistattn.generators.resize import gray_scratch, resize_gray, resize_weights
 from mnistattn.generators.variants import GLYPH_SIZE, MAX_RESTARTS, MAX_TRIES, PALETTE, Spec
 
 COLOR_NOISE = 10  # standard deviation of a digit's colour shift, in 0 .. 255
@@ -108,7 +108,7 @@ def draw_scenes(
     widest = first.shape[1]
     glyph = np.zeros(digit.shape[1], np.int64)
     shift = np.zeros(digit.shape[1], np.int64)
-    rows = np.zeros((glyphs.shape[1], widest), np.uint8)
+    scratch = gray_scratch(glyphs.shape[1], widest)
     patch = np.zeros((digit.shape[1], widest, widest), np.uint8)
     for k in range(indices.shape[0]):
         index = indices[k]
@@ -134,7 +134,7 @@ def draw_scenes(
                 t = box[k, done, 2] - smallest
                 z = box[k, done, 2]
                 resize_gray(
-                    glyphs[glyph[done]], z, first[t], count[t], weights[t], rows, patch[done]
+                    glyphs[glyph[done]], z, first[t], count[t], weights[t], scratch, patch[done]
                 )
                 stamp(instances[k], patch[done], box[k, done], done + 1)
                 done += 1
@@ -298,12 +298,14 @@ def choose_target(stream, n, repeated, rules, digit, color):
 def blend(image, patch, box, color, shift):
     """Paste the glyph: RGB = colour * v / 255, alpha = v (so an edge goes with (v / 255)^2)."""
     top, left = box[0], box[1]
+    level = np.zeros(3, np.int64)
     for c in range(3):
-        level = min(255, max(0, color[c] + shift))
-        for y in range(box[2]):
-            for x in range(box[3]):
-                v = np.int64(patch[y, x])
-                if v > 0:
-                    ink = level * v // 255
+        level[c] = min(255, max(0, color[c] + shift))
+    for y in range(box[2]):
+        for x in range(box[3]):
+            v = np.int64(patch[y, x])
+            if v > 0:
+                for c in range(3):
+                    ink = level[c] * v // 255
                     under = np.int64(image[top + y, left + x, c])
                     image[top + y, left + x, c] = (ink * v + under * (255 - v) + 127) // 255

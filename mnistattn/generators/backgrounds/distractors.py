@@ -4,7 +4,7 @@ import numpy as np
 
 from mnistattn.generators.jit import jit
 from mnistattn.generators.random import DISTRACTORS, below, next_u32, normal_table, open_stream
-from mnistattn.generators.resize import resize_gray, resize_weights
+from mnistattn.generators.resize import gray_scratch, resize_gray, resize_weights
 from mnistattn.generators.scene import COLOR_NOISE
 from mnistattn.generators.variants import PALETTE
 
@@ -46,7 +46,7 @@ def _patches(indices, key, glyphs, palette, noise, image):
     size = image.shape[1]
     side = glyphs.shape[1]
     crop = np.zeros((CROP, CROP), np.uint8)
-    rows = np.zeros((CROP, 3 * CROP), np.uint8)
+    scratch = gray_scratch(CROP, 3 * CROP)
     out = np.zeros((3 * CROP, 3 * CROP), np.uint8)
     for k in range(indices.shape[0]):
         stream = open_stream(key, DISTRACTORS, 0, indices[k])
@@ -59,7 +59,7 @@ def _patches(indices, key, glyphs, palette, noise, image):
             # int(5 s), s ~ U(0.5, 3), in units of 2^-33: s = (2^32 + 5 u) / 2^33.
             z = (CROP * (4294967296 + 5 * next_u32(stream))) >> 33
             first, count, weights = resize_weights(CROP, z)
-            resize_gray(crop, z, first, count, weights, rows, out)
+            resize_gray(crop, z, first, count, weights, scratch, out)
             x0 = (next_u32(stream) * (size - z) + 2147483648) >> 32
             y0 = (next_u32(stream) * (size - z) + 2147483648) >> 32
             for y in range(z):

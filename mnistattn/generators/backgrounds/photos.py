@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mnistattn.errors import InputError
-from mnistattn.generators.random import BACKGROUND, below, open_stream
-from mnistattn.generators.resize import resize_rgb
+from mnistattn.generators.jit import jit
+from mnistattn.generators.random import BACKGROUND, below, next_u32, open_stream
+from mnistattn.generators.resize import resize_turned_rgb, turn_rgb
 from mnistattn.generators.variants import SPLITS
 
 LEVELS = ((1, 1), (4, 3), (5, 3))  # of the canvas
@@ -88,11 +89,12 @@ class Photos:
 
     def fill(self, image: np.ndarray, key: np.ndarray, indices: np.ndarray) -> None:
         """Copy into image (n, S, S, 3) uint8 the background of each of scenes `indices`."""
-        for k, index in enumerate(indices):
-            stream = open_stream(key, BACKGROUND, 0, int(index))
-            photo = self._pyramid(int(below(stream, len(self._paths))))[below(stream, len(LEVELS))]
-            top = below(stream, photo.shape[0] - self._size + 1)
-            left = below(stream, photo.shape[1] - self._size + 1)
+        choices = np.empty((len(indices), 4), np.int64)
+        _choose(key, indices, len(self._paths), len(LEVELS), choices)
+        for k, (number, level, u, v) in enumerate(choices.tolist()):
+            photo = self._pyramid(number)[level]
+            top = u * (photo.shape[0] - self._size + 1) >> 32
+            left = v * (photo.shape[1] - self._size + 1) >> 32
             image[k] = photo[top : top + self._size, left : left + self._size]
 
     def _pyramid(self, number: int) -> list[np.ndarray]:
@@ -109,6 +111,15 @@ class Photos:
                 _, old = self._cache.popitem(last=False)
                 self._held -= sum(level.nbytes for level in old)
         return levels
+
+
+@jit
+def _choose(key, indices, photos, levels, choices):
+    """Per scene: photo, level, and the 32-bit draws of top and left."""
+    for k in range(indices.shape[0]):
+        stream = open_stream(key, BACKGROUND, 0, indices[k])
+        choices[k, 0], choices[k, 1] = below(stream, photos), below(stream, levels)
+        choices[k, 2], choices[k, 3] = next_u32(stream), next_u32(stream)
 
 
 def _read(path: Path) -> bytes:
@@ -139,9 +150,9 @@ def _shrink(photo: np.ndarray, size: int) -> list[np.ndarray]:
     side = min(h, w)
     keep_h, keep_w = min(h, LONGEST * side), min(w, LONGEST * side)
     top, left = (h - keep_h) // 2, (w - keep_w) // 2
-    photo = np.ascontiguousarray(photo[top : top + keep_h, left : left + keep_w])
+    turned = turn_rgb(photo[top : top + keep_h, left : left + keep_w])
     levels = []
     for above, below_ in LEVELS:
         short = -(-size * above // below_)
-        levels.append(resize_rgb(photo, keep_h * short // side, keep_w * short // side))
+        levels.append(resize_turned_rgb(turned, keep_h * short // side, keep_w * short // side))
     return levels

@@ -16,7 +16,7 @@ The predicted a is not fed back: the recurrence runs on h alone, so K^c and K^x 
 whole map at once. f_comb's second output, the sigma of a, would be used by the sampled variants
 only; here it would be a parameter without a gradient, so f_comb has the one output mu.
 
-Our choices, which no source states: t = 32 hidden channels and 32 context channels; one K^c for
+Our choices, which no source states: t = 16 hidden channels and 32 context channels; one K^c for
 both directions (K^x and K^h are each direction's own); sigmoid on mu in inner layers and softmax
 over positions in the last, as in progressive attention (PAN); sigma^l and sigma^r positive through
 softplus; the initialisation (see `reset_parameters`).
@@ -46,7 +46,7 @@ class ARNN(nn.Module):
     """
 
     def __init__(
-        self, channels: int, query_dim: int, *, last: bool, hidden: int = 32, context: int = 32
+        self, channels: int, query_dim: int, *, last: bool, hidden: int = 16, context: int = 32
     ) -> None:
         super().__init__()
         self.last = last
