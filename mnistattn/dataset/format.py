@@ -32,7 +32,7 @@ CARD = "dataset.json"
 def layout(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Each array's shape beyond N and its dtype, in canonical order."""
     size, objects = spec.size, spec.max_objects
-    arrays = {
+    arrays: dict[str, tuple[tuple[int, ...], type]] = {
         "image": ((size, size, 3), np.uint8),
         "instances": ((size, size), np.uint8),
         "digit": ((objects,), np.int8),

@@ -50,8 +50,8 @@ class AttentionDataset(VisionDataset):
         choose("queries", queries, QUERIES)
         if queries == "all" and self.card.spec.row.repeats:
             raise InputError("queries='all' needs one right answer a query: mbg-multi has several.")
-        names = ("digit", "color", "scale", "query", "answer", "target")
-        names += ("answers",) if self.card.spec.row.repeats else ()
+        names = ["digit", "color", "scale", "query", "answer", "target"]
+        names += ["answers"] if self.card.spec.row.repeats else []
         self._rows = read_split(self.card, split, names)
         self._items = self._pairs(queries)
         self._h5: h5py.File | None = None
@@ -99,6 +99,7 @@ class AttentionDataset(VisionDataset):
             answers = torch.zeros(len(self.card.answer_names), dtype=torch.bool)
             answers[digit if asks_color else color] = True
             return answers
+        assert self._h5 is not None  # __getitem__ opened it
         instances = self._h5["instances"][i]
         if kind == "instances":
             return tv_tensors.Mask(torch.from_numpy(instances))

@@ -12,7 +12,7 @@ ACCURACY = {
 }
 
 # Accuracy in percent in the five scale bins: Tables 2 and 3.
-SCALE_ACCURACY = {
+SCALE_ACCURACY: dict[str, dict[str, tuple[float | None, ...]]] = {
     "mbg": {
         "san": (53.05, 74.85, 72.18, 59.52, 54.91),
         "noctx": (68.20, 76.37, 73.30, 61.60, 57.28),

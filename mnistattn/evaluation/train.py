@@ -50,7 +50,8 @@ def train(
     if recipe.glorot:
         _glorot(network)
     optimizer = _optimizer(network, recipe)
-    history, best = [], {}
+    history: list[dict] = []
+    best: dict[str, torch.Tensor] = {}
     state_file = run_dir / STATE if run_dir else None
     if state_file and state_file.exists():
         history, best = _resume(state_file, identity, network, optimizer)

@@ -30,8 +30,8 @@ def read_mnist(data_root: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]
         if labels.max() > 9:
             raise InputError(f"{data_root}/MNIST/raw/{part}-labels-idx1-ubyte is not MNIST's.")
         parts[part] = images, labels
-        checksum.update(images)
-        checksum.update(labels)
+        checksum.update(images.data)
+        checksum.update(labels.data)
     return parts, checksum.hexdigest()
 
 
@@ -73,7 +73,8 @@ def download_mnist(data_root: Path) -> None:
 def split_mnist(parts, split: str, digit_split: str) -> tuple[np.ndarray, np.ndarray]:
     """The (images, labels) that a split draws from; `pooled` shares all 70,000, as PAN's code."""
     if digit_split == "pooled":
-        return tuple(np.concatenate([parts["train"][i], parts["t10k"][i]]) for i in (0, 1))
+        images, labels = (np.concatenate([parts["train"][i], parts["t10k"][i]]) for i in (0, 1))
+        return images, labels
     if split == "test":
         return parts["t10k"]
     part = slice(TRAIN_PART) if split == "train" else slice(TRAIN_PART, None)

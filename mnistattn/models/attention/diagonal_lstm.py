@@ -24,16 +24,13 @@ import math
 from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
-
-try:
-    import numba
-except ImportError:  # then the plain torch implementation serves the CPU too
-    numba = None
+from torch.autograd.function import once_differentiable
 
 DIRECTIONS = 2
 
@@ -72,7 +69,7 @@ def diagonal_lstm(gates: Tensor, recurrent_weight: Tensor, offset: Tensor | None
         # The recurrence is long: half precision in it would add up.
         if gates.dtype != torch.float64:
             gates, recurrent_weight, offset = (x.float() for x in (gates, recurrent_weight, offset))
-        if numba is None or gates.device.type != "cpu":
+        if gates.device.type != "cpu":
             return _by_autograd(gates, recurrent_weight, offset)
         inputs = (gates, recurrent_weight, offset)
         keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
@@ -149,9 +146,7 @@ class _Fused(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, gates: Tensor, weight: Tensor, offset: Tensor, keep: bool
-    ) -> Tensor:
+    def forward(ctx: Any, gates: Tensor, weight: Tensor, offset: Tensor, keep: bool) -> Tensor:
         rows, columns, batch, _, four_t = gates.shape
         t = four_t // 4
         plan = _plan(rows, columns)
@@ -184,7 +179,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         weight, acts, c, tanh_c, state = ctx.saved_tensors
         plan, starts = ctx.plan, ctx.starts
         rows, columns, batch, _, t = grad_hidden.shape

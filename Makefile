@@ -1,0 +1,32 @@
+# make demo: from nothing to a scored model, on built-in data.   make test: everything CI checks.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+$(VENV)/.ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable .[test]
+	touch $@
+
+# MREF on hand-drawn strokes: it learns within the minutes that a demo has.
+demo: $(VENV)/.ready
+	$(BIN)/mnistattn generate --variant mref --digits strokes --out data/demo --overwrite \
+	    --train 10000 --val 1000 --test 2000
+	$(BIN)/mnistattn show data/demo --out data/demo/sheet.png
+	$(BIN)/mnistattn evaluate --model ctx --data data/demo --epochs 4 --queries fresh --out runs/demo
+	@echo "See data/demo/sheet.png and runs/demo/picture.png"
+
+test: $(VENV)/.ready lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache
