@@ -61,8 +61,10 @@ def read_card(path: str | Path) -> Card:
         for entry in raw["splits"].values():
             int(entry["count"]), str(entry["digest"])
         int(raw["seed"]), dict(raw["sources"])
-    except InputError:
-        raise
+    except InputError as error:
+        if str(file) in str(error):
+            raise
+        raise InputError(f"{file} is damaged: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError(
             f"{file} is damaged, or no card of mnistattn's: generate the data set again."

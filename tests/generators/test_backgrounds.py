@@ -1,4 +1,4 @@
-"""What lies under the scenes: which photo serves which split, and pixels that depend on the index."""
+"""What lies under the scenes: which photo serves which split, pixels that hang on the index."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ GOLDEN_GAUSSIAN = "9867fbc74b90c202ebce5aa5216fa853b30952f66f8701c62afe2be036057
 def picture(path: Path, height=30, width=40, seed=None, mode="RGB") -> Path:
     """A small noise picture with content of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    seed = int.from_bytes(hashlib.sha256(str(path.name).encode()).digest()[:4]) if not seed else seed
+    seed = seed or int.from_bytes(hashlib.sha256(path.name.encode()).digest()[:4], "little")
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(noise).convert(mode).save(path)
     return path
@@ -209,7 +209,9 @@ def test_order_cache_and_threads_do_not_matter(tmp_path, monkeypatch):
         parts = threads.map(lambda i: fill(photos, [i, 39 - i], 28), range(40))
     for i, part in enumerate(parts):
         assert np.array_equal(part, expected[[i, 39 - i]])
-    assert photos._held == sum(level.nbytes for levels in photos._cache.values() for level in levels)
+    assert photos._held == sum(
+        level.nbytes for levels in photos._cache.values() for level in levels
+    )
     assert photos._held <= 40_000
 
 

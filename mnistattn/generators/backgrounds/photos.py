@@ -12,7 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mnistattn.errors import InputError
 from mnistattn.generators.jit import jit
@@ -132,7 +132,7 @@ def _read(path: Path) -> bytes:
 def _open(path: Path, data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"photo {path} is no image that Pillow can read: remove it.") from error
 
 

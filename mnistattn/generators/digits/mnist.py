@@ -7,6 +7,7 @@ files are missing, goes through torchvision.
 import gzip
 import hashlib
 import socket
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,11 @@ def _read_idx(data_root: Path, name: str, magic: int, shape: tuple[int, ...]) ->
     if path.exists():
         data = path.read_bytes()
     elif path.with_name(name + ".gz").exists():
-        data = gzip.decompress(path.with_name(name + ".gz").read_bytes())
+        path = path.with_name(name + ".gz")
+        try:
+            data = gzip.decompress(path.read_bytes())
+        except (OSError, EOFError, zlib.error):
+            data = b""
     else:
         raise FileNotFoundError(path)
     header = np.array([magic, *shape], ">u4").tobytes()
