@@ -7,6 +7,7 @@ curve.json         the history, an entry an epoch
 picture.png        sixteen test images with query, answer, masks and attention maps
 """
 
+import copy
 import json
 import os
 import platform
@@ -109,7 +110,7 @@ def _run(model, options, card, recipe, seed, device, run, checkpoint, progress) 
         "scores": summarize(samples),
         "cost": {
             "parameters": sum(p.numel() for p in network.parameters()),
-            "flops_per_image": _flops(network, size, device),
+            "flops_per_image": _flops(network, size),
             "train_seconds": sum(e["seconds"] for e in history),
             "device": _device_name(device), "threads": torch.get_num_threads(),
         },
@@ -212,14 +213,19 @@ def _truth(card: Card) -> list[str]:
     return names + (["answers"] if card.spec.row.repeats else [])
 
 
-def _flops(network, size: int, device: torch.device) -> int:
-    """Floating-point operations of one image's forward pass (convolutions and matrix products)."""
+def _flops(network, size: int) -> int:
+    """Floating-point operations of one image's forward pass (convolutions and matrix products).
+
+    Counted on the meta device, where every model takes its plain torch path.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    network.eval()
-    image = torch.zeros(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    shadow = copy.deepcopy(network).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(image, torch.zeros(1, dtype=torch.int64, device=device))
+        shadow(
+            torch.empty(1, 3, size, size, device="meta"),
+            torch.empty(1, dtype=torch.int64, device="meta"),
+        )
     return counter.get_total_flops()
 
 

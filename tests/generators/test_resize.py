@@ -5,14 +5,16 @@ import pytest
 from PIL import Image
 
 from mnistattn.generators.digits.strokes import stroke_glyphs
-from mnistattn.generators.resize import resize_gray, resize_rgb, resize_weights
+from mnistattn.generators.resize import gray_scratch, resize_gray, resize_rgb, resize_weights
 
 
 def gray(source: np.ndarray, size: int) -> np.ndarray:
     first, count, weights = resize_weights(len(source), size)
-    rows = np.full((len(source), size), 77, np.uint8)
+    scratch = gray_scratch(len(source), size + 5)
+    for array in scratch:
+        array[:] = 77  # what an earlier glyph has left there
     out = np.full((size + 3, size + 2), 99, np.uint8)
-    resize_gray(source, size, first, count, weights, rows, out)
+    resize_gray(source, size, first, count, weights, scratch, out)
     assert (out[size:] == 99).all() and (out[:, size:] == 99).all()
     return out[:size, :size]
 

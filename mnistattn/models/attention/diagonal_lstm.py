@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -65,11 +66,13 @@ def diagonal_lstm(gates: Tensor, recurrent_weight: Tensor, offset: Tensor | None
         offset = gates.new_zeros(gates.shape[2:])
     if offset.shape != gates.shape[2:]:
         raise ValueError(f"offset must be {tuple(gates.shape[2:])}, got {tuple(offset.shape)}")
-    with torch.autocast(gates.device.type, enabled=False):
+    kind = gates.device.type
+    known = torch.amp.is_autocast_available(kind)  # not on the meta device
+    with torch.autocast(kind, enabled=False) if known else nullcontext():
         # The recurrence is long: half precision in it would add up.
         if gates.dtype != torch.float64:
             gates, recurrent_weight, offset = (x.float() for x in (gates, recurrent_weight, offset))
-        if gates.device.type != "cpu":
+        if kind != "cpu":
             return _by_autograd(gates, recurrent_weight, offset)
         inputs = (gates, recurrent_weight, offset)
         keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

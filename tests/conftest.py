@@ -1,0 +1,49 @@
+"""What several tests share: a tiny generated data set, an easy set in memory, and the real data."""
+
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
+TINY = {"train": 64, "val": 24, "test": 40}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MREF of built-in digits, 64 / 24 / 40 images. Read it, copy it, never change it."""
+    from mnistattn import generate
+
+    out = tmp_path_factory.mktemp("tiny") / "mref"
+    return generate("mref", out, seed=1, **TINY, digits="strokes", progress=False)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with MNIST/raw and scenes; skips where it is absent."""
+    if not (REAL_DATA / "MNIST" / "raw").is_dir():
+        pytest.skip("the real MNIST and photos are not in ../shared/data")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def easy():
+    """A function n, seed -> Feed of 32 x 32 images that are one colour, the answer to any query."""
+    import numpy as np
+    import torch
+
+    from mnistattn.evaluation.feed import Feed
+    from mnistattn.generators.variants import PALETTE
+
+    def feed(n: int, seed: int = 0) -> Feed:
+        rng = np.random.default_rng(seed)
+        answer = rng.integers(0, 5, n)
+        noise = rng.integers(-20, 20, (n, 32, 32, 3))
+        images = np.clip(np.array(PALETTE)[answer][:, None, None] + noise, 0, 255).astype(np.uint8)
+        digit = torch.from_numpy(np.stack([rng.permutation(10)[:3] for _ in range(n)]))
+        answer = torch.from_numpy(answer)
+        return Feed(
+            torch.from_numpy(images), digit, answer[:, None].expand(n, 3), digit[:, 0], answer,
+            torch.nn.functional.one_hot(answer, 5).bool(), False, torch.device("cpu"),
+        )  # fmt: skip
+
+    return feed
