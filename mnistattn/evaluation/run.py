@@ -8,10 +8,12 @@ picture.png        sixteen test images with query, answer, masks and attention m
 """
 
 import copy
+import inspect
 import json
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,11 +32,13 @@ from mnistattn.evaluation.picture import attention_picture
 from mnistattn.evaluation.recipes import Recipe, make_recipe
 from mnistattn.evaluation.score import score_samples, summarize
 from mnistattn.evaluation.train import STATE, autocast, describe, train
+from mnistattn.generators.variants import VARIANTS, Spec, choose
 from mnistattn.models.network import build
 from mnistattn.models.registry import find
 
 RESULT_VERSION = 1
 PICTURED = 16
+GENERATE_OPTIONS = set(inspect.signature(generate).parameters) | {f.name for f in fields(Spec)}
 
 
 def evaluate(
@@ -53,6 +57,9 @@ def evaluate(
     runs/VARIANT-MODEL-RECIPE-seedS) is the same. Raises InputError for a request that cannot be
     met, MnistattnError for a failure while running.
     """
+    unknown = set(generate_options) - GENERATE_OPTIONS
+    if unknown:
+        raise TypeError(f"evaluate() got unexpected keyword arguments {sorted(unknown)}")
     find(model)
     changed = make_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr, queries=queries)
     if not 0 <= seed < 1 << 32:
@@ -136,7 +143,7 @@ def _data(data, variant, generate_options, progress, say) -> Card:
         raise InputError("give either a data set's directory or a variant, not both or neither.")
     if data is not None:
         return read_card(data)
-    path = Path(generate_options.pop("data_dir", "data")) / variant
+    path = Path("data") / choose("variant", variant, VARIANTS)
     if not path.exists():
         say(f"{path} does not exist: generating it first")
         generate(variant, path, progress=progress, say=say, **generate_options)
