@@ -1,6 +1,7 @@
 """Generate a data set into a directory: drawn by threads, written in order, renamed when whole."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -95,13 +96,21 @@ def _write_split(file: Path, spec: Spec, painter, n: int, workers: int, bar) -> 
     digest = ContentDigest(spec, n)
     step = max(1, BATCH_BYTES // (spec.size * spec.size * 4))
     tries = restarts = most = 0
+    # The space is claimed before HDF5 writes: a disk that fills under an open HDF5 file cannot be
+    # closed cleanly (closing may even crash the process).
+    _reserve(file, sum(n * math.prod(shape) * d.itemsize for shape, d in layout(spec).values()))
+    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5py.File(file, "w", libver="v110") as h5:
+        for name, (shape, dtype) in layout(spec).items():
+            h5.create_dataset(name, (n, *shape), dtype, dcpl=early)
+    _reserve(file, file.stat().st_size)
     with (
-        h5py.File(file, "w", libver="v110") as h5,
+        h5py.File(file, "r+", libver="v110") as h5,
         ThreadPoolExecutor(workers) as pool,
         ThreadPoolExecutor(1) as hasher,  # beside the writer, in the same order
     ):
-        for name, (shape, dtype) in layout(spec).items():
-            h5.create_dataset(name, (n, *shape), dtype)
         starts = iter(range(0, n, step))
         pending: deque = deque()
 
@@ -137,6 +146,13 @@ def _write_split(file: Path, spec: Spec, painter, n: int, workers: int, bar) -> 
     }  # fmt: skip
 
 
+def _reserve(file: Path, size: int) -> None:
+    """Claim disk space for a file, where the system can."""
+    if hasattr(os, "posix_fallocate"):
+        with open(file, "ab") as handle:
+            os.posix_fallocate(handle.fileno(), 0, size)
+
+
 def _versions() -> dict[str, str]:
     from PIL import features
 
@@ -163,7 +179,7 @@ def _put_in_place(partial: Path, out: Path) -> None:
         out.rename(old)
     try:
         partial.rename(out)
-    except OSError:
+    except BaseException:
         if old.exists():
             old.rename(out)
         raise

@@ -1,8 +1,8 @@
 """Image resizing in integers: a separable triangle filter, widened when shrinking (antialiasing).
 
 The same definition as Pillow's BILINEAR (22-bit weights, 8 bits kept between the two passes), with
-the weights normalised in exact integer arithmetic instead of doubles; the tests hold it against
-Pillow.
+the weights normalised in exact integer arithmetic instead of doubles, and always across first, then
+down (Pillow takes the cheaper order); the tests hold it against Pillow.
 """
 
 import numpy as np

@@ -279,7 +279,6 @@ def test_an_interrupt_of_the_main_thread(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(reason="HDF5 fails in closing a file that it could not write")
 def test_a_file_that_cannot_grow(tmp_path, old):
     """A real failure in HDF5's own write: the system lets no file grow beyond 200 kB."""
     pytest.importorskip("resource")

@@ -238,3 +238,11 @@ def test_real_mnist_is_read_and_shared_out_without_overlap():
     assert not images["train"] & images["test"] and not images["val"] & images["test"]
     ones = pools("test")
     assert int(np.diff(ones.start)[1]) == 1135  # the test set's ones
+
+
+def test_a_damaged_mnist_is_never_replaced_silently(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(b"not MNIST")
+    with pytest.raises(InputError, match="train-images-idx3-ubyte is damaged"):
+        open_digits("auto", tmp_path, "separate", 0, lambda line: None)

@@ -22,26 +22,20 @@ def open_digits(
     """
     choose("digit source", name, SOURCES)
     choose("digit split", digit_split, DIGIT_SPLITS)
-    if name != "strokes":
-        try:
-            return _mnist(name, data_root, digit_split, say)
-        except InputError:
-            if name == "mnist":
-                raise
-            say(
-                f"digits: strokes (built in), for MNIST is not in {data_root} and cannot be "
-                "downloaded here"
-            )
-    return _strokes(digit_split, seed)
-
-
-def _mnist(name, data_root, digit_split, say):
+    if name == "strokes":
+        return _strokes(digit_split, seed)
     data_root = Path(data_root)
     try:
         parts, checksum = read_mnist(data_root)
     except FileNotFoundError:
         say(f"MNIST is not in {data_root}: downloading it")
-        download_mnist(data_root)
+        try:
+            download_mnist(data_root)
+        except InputError:
+            if name == "mnist":
+                raise
+            say(f"digits: strokes (built in), for MNIST cannot be downloaded to {data_root} here")
+            return _strokes(digit_split, seed)
         parts, checksum = read_mnist(data_root)
     if name == "auto":
         say(f"digits: MNIST, from {data_root}")

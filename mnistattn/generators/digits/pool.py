@@ -22,4 +22,5 @@ class DigitPool:
         """Group images by their labels, uint8 (n,) in 0 .. 9, every class present."""
         start = np.searchsorted(np.sort(labels), np.arange(11)).astype(np.int64)
         order = np.argsort(labels, kind="stable").astype(np.int64)
-        return cls(np.ascontiguousarray(images), order, start)
+        # A copy: numba compiles the drawing once more for arrays that are read-only.
+        return cls(np.array(images, order="C"), order, start)

@@ -1,0 +1,267 @@
+"""Training: the recipes, the same numbers from the same seed, and going on after a kill."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from mnistattn.errors import InputError, MnistattnError
+from mnistattn.evaluation import train as train_module
+from mnistattn.evaluation.checkpoint import load_tensors
+from mnistattn.evaluation.recipes import RECIPES, make_recipe
+from mnistattn.evaluation.train import STATE, accuracy, train
+from mnistattn.models.network import build
+
+FAST = make_recipe("fast", epochs=2, batch_size=16)
+PAPER = make_recipe("paper", epochs=2, batch_size=16)
+TIMES = ("seconds", "images_per_second")
+
+
+def network(seed: int = 0, model: str = "ctx", dropout: float = 0.0):
+    torch.manual_seed(seed)
+    return build(model, 32, 10, 5, dropout)
+
+
+def run(easy, recipe, seed=0, net=None, **options):
+    """Train on 40 easy images: the network and its history, without the times."""
+    net = net or network(seed, dropout=recipe.dropout)
+    history = train(net, recipe, easy(40), easy(16, 1), seed, progress=False, **options)
+    return net, [{k: v for k, v in e.items() if k not in TIMES} for e in history]
+
+
+def same(one, two) -> bool:
+    states = (n.state_dict() for n in (one, two))
+    return all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+
+
+def interrupted(monkeypatch, after: int):
+    """Let Ctrl-C come when the validation after epoch `after` + 1 starts."""
+    calls = []
+
+    def validate(*arguments):
+        calls.append(0)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return accuracy(*arguments)
+
+    monkeypatch.setattr(train_module, "accuracy", validate)
+
+
+# ------------------------------------------------------------------------------------ recipes
+
+
+def test_the_recipes():
+    fast, paper = RECIPES["fast"], RECIPES["paper"]
+    assert (fast.optimizer, fast.schedule, fast.patience) == ("adamw", "one-cycle", 0)
+    assert (fast.glorot, fast.dropout, fast.queries) == (False, 0.0, "one")
+    # PAN's, as its code has it.
+    expected = {"optimizer": "rmsprop", "lr": 0.003, "clip": 5.0, "batch_size": 200, "epochs": 300,
+                "patience": 50, "dropout": 0.5, "glorot": True, "queries": "one",
+                "weight_decay": 0.0, "schedule": "steps", "name": "paper"}  # fmt: skip
+    assert dataclasses.asdict(paper) == expected
+    for name, recipe in RECIPES.items():
+        assert make_recipe(name) == make_recipe(name, epochs=None, lr=None) == recipe
+        assert recipe.name == name
+    changed = make_recipe("fast", epochs=3, queries="all")
+    assert changed == dataclasses.replace(fast, epochs=3, queries="all")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("fat", {}, "unknown recipe 'fat': it is one of fast, paper"),
+        ("fast", {"epochs": 0}, "epochs 0"),
+        ("fast", {"epochs": -3}, "epochs -3"),
+        ("fast", {"batch_size": 1}, "batch size 1"),
+        ("fast", {"lr": 0.0}, "learning rate 0.0"),
+        ("fast", {"lr": -1.0}, "learning rate -1.0"),
+        ("fast", {"lr": math.nan}, "learning rate nan"),
+        ("fast", {"queries": "some"}, "unknown queries 'some': one of one, fresh, all"),
+    ],
+)
+def test_impossible_recipes(name, changes, words):
+    with pytest.raises(InputError, match=words):
+        make_recipe(name, **changes)
+
+
+def test_one_cycle():
+    recipe, steps = make_recipe("fast", epochs=8, lr=0.5), 10
+    rates = [recipe.learning_rate(i, steps) for i in range(80)]
+    assert rates[0] == pytest.approx(0.04 * 0.5)
+    assert rates[20] == max(rates) == 0.5  # a quarter of the way
+    assert rates[10] == pytest.approx(0.52 * 0.5)
+    assert all(a < b for a, b in zip(rates[:20], rates[1:21], strict=True))
+    assert all(a > b for a, b in zip(rates[20:79], rates[21:], strict=True))
+    assert 0.5 * 1e-4 <= rates[79] < 0.5 * 0.01
+    assert recipe.learning_rate(80, steps) == pytest.approx(0.5 * 1e-4)
+
+
+def test_one_cycle_of_a_single_step():
+    assert 0 < make_recipe("fast", epochs=1).learning_rate(0, 1) <= RECIPES["fast"].lr
+
+
+def test_steps():
+    recipe = RECIPES["paper"]
+    for epoch in range(90):
+        drops = 0 if epoch < 30 else 1 + (epoch - 30) // 11
+        for step in (0, 6):
+            rate = recipe.learning_rate(epoch * 7 + step, 7)
+            assert rate == pytest.approx(0.003 / 1.5**drops)
+
+
+def test_the_optimizers():
+    net = network()
+    adamw = train_module._optimizer(net, RECIPES["fast"])
+    decay = {id(p): g["weight_decay"] for g in adamw.param_groups for p in g["params"]}
+    assert len(decay) == len(list(net.parameters()))
+    for parameter in net.parameters():
+        assert decay[id(parameter)] == (0.01 if parameter.ndim > 1 else 0)
+    assert isinstance(train_module._optimizer(net, RECIPES["paper"]), torch.optim.RMSprop)
+
+
+def test_glorot_reaches_all_matrices():
+    net = network()
+    before = {k: v.clone() for k, v in net.named_parameters()}
+    train_module._glorot(net)
+    for name, parameter in net.named_parameters():
+        if parameter.ndim > 1:
+            fans = torch.nn.init._calculate_fan_in_and_fan_out(parameter)
+            assert not torch.equal(parameter, before[name]), name
+            assert parameter.abs().max() <= math.sqrt(6 / sum(fans)), name
+        else:
+            assert torch.equal(parameter, before[name]), name
+
+
+# ------------------------------------------------------------------------------- same numbers
+
+
+@pytest.mark.parametrize("recipe", [FAST, PAPER, make_recipe("fast", epochs=2, queries="fresh")],
+                         ids=["fast", "paper", "fresh"])  # fmt: skip
+def test_same_seed_same_numbers(easy, recipe):
+    one, history = run(easy, recipe)
+    two, again = run(easy, recipe)
+    assert history == again
+    assert same(one, two)
+    assert [e["epoch"] for e in history] == [1, 2]
+
+
+def test_another_seed_another_network(easy):
+    one, history = run(easy, FAST)
+    # The same initial weights: the order alone differs.
+    two, other = run(easy, FAST, seed=1, net=network(0))
+    assert history != other
+    assert not same(one, two)
+
+
+@pytest.mark.parametrize("recipe", [FAST, PAPER, make_recipe("fast", epochs=2, queries="all")],
+                         ids=["fast", "paper", "all"])  # fmt: skip
+def test_an_interrupted_run_goes_on_to_the_same_numbers(easy, recipe, tmp_path, monkeypatch):
+    whole, history = run(easy, recipe)
+    identity = {"seed": 0}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupted(patched, after=1)
+        run(easy, recipe, run_dir=tmp_path, identity=identity)
+    assert len(load_tensors(tmp_path / STATE)[1]["history"]) == 1
+    # A new process has another network, in another state, and another global generator.
+    resumed, again = run(easy, recipe, net=network(5, dropout=recipe.dropout), run_dir=tmp_path,
+                         identity=identity)  # fmt: skip
+    assert again == history
+    assert same(whole, resumed)
+
+
+def test_a_finished_run_is_not_trained_again(easy, tmp_path):
+    whole, history = run(easy, FAST, run_dir=tmp_path, identity={})
+    again, same_history = run(easy, FAST, net=network(5), run_dir=tmp_path, identity={})
+    assert same(whole, again)
+    assert history == same_history
+
+
+def test_the_state_of_another_run_is_not_resumed(easy, tmp_path):
+    run(easy, FAST, seed=1, run_dir=tmp_path, identity={"seed": 1})
+    whole, history = run(easy, FAST)
+    fresh, other = run(easy, FAST, run_dir=tmp_path, identity={"seed": 0})
+    assert same(whole, fresh)
+    assert history == other
+
+
+# --------------------------------------------------------------------------------- validation
+
+
+def scores(monkeypatch, values):
+    """Replace validation: gives `values` in turn, and notes the weights it was shown."""
+    seen, left = [], iter(values)
+
+    def validate(net, _):
+        seen.append({k: v.clone() for k, v in net.state_dict().items()})
+        return next(left)
+
+    monkeypatch.setattr(train_module, "accuracy", validate)
+    return seen
+
+
+@pytest.mark.parametrize(("values", "best"), [((0.5, 0.9, 0.2), 1), ((0.5, 0.9, 0.9), 2)])
+def test_the_best_epoch_is_kept(easy, monkeypatch, values, best):
+    seen = scores(monkeypatch, values)
+    net, history = run(easy, dataclasses.replace(FAST, epochs=3))
+    assert [e["val_accuracy"] for e in history] == list(values)
+    assert all(torch.equal(v, seen[best][k]) for k, v in net.state_dict().items())
+
+
+def test_the_best_epoch_survives_a_resume(easy, monkeypatch, tmp_path):
+    seen = scores(monkeypatch, (0.9, 0.2))
+    recipe = dataclasses.replace(FAST, epochs=4)
+    with pytest.raises(StopIteration):
+        run(easy, recipe, run_dir=tmp_path, identity={})
+    scores(monkeypatch, (0.1, 0.3))
+    net, history = run(easy, recipe, run_dir=tmp_path, identity={})
+    assert [e["val_accuracy"] for e in history] == [0.9, 0.2, 0.1, 0.3]
+    assert all(torch.equal(v, seen[0][k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("values", "epochs"),
+    [((0.5, 0.9, 0.2, 0.3, 0.95), 4), ((0.5, 0.4, 0.6, 0.4, 0.7, 0.1, 0.1), 7)],
+)
+def test_early_stopping(easy, monkeypatch, values, epochs):
+    seen = scores(monkeypatch, values)
+    recipe = dataclasses.replace(FAST, epochs=7, patience=2)
+    _, history = run(easy, recipe, net=network(model="none"))
+    assert len(history) == len(seen) == epochs
+
+
+def test_accuracy_counts_every_right_answer(easy):
+    class Says(torch.nn.Module):
+        def forward(self, images, query):
+            return torch.eye(5)[torch.full((len(query),), 2)], {}
+
+    feed = easy(600)  # three batches, the last not full
+    assert accuracy(Says(), feed) == (feed.answer == 2).double().mean()
+    feed.answers[:, 2] = True
+    assert accuracy(Says(), feed) == 1
+
+
+# ----------------------------------------------------------------------------------- learning
+
+
+def test_a_diverging_loss_is_an_error(easy):
+    with pytest.raises(MnistattnError, match="diverged in epoch 1: give a smaller --lr"):
+        run(easy, dataclasses.replace(FAST, lr=1e30))
+
+
+def test_ctx_can_learn(easy):
+    recipe = make_recipe("fast", epochs=5, batch_size=16)
+    history = train(network(), recipe, easy(64), easy(16, 1), 0, progress=False)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["train_accuracy"] > 0.9
+    assert history[-1]["val_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("n", [33, 34])
+def test_a_last_batch_of_one_is_left_out(easy, n):
+    """BatchNorm cannot be trained on one image."""
+    net = network(model="none")
+    recipe = make_recipe("fast", epochs=1, batch_size=16)
+    history = train(net, recipe, easy(n), easy(4), 0, progress=False)
+    assert net.norms[0].num_batches_tracked == (2 if n == 33 else 3)
+    assert math.isfinite(history[0]["loss"])
