@@ -1,6 +1,6 @@
 """Draw docs/variants.png, the picture of the variants: strokes over textures, so no photo in it.
 
-    python docs/variants.py
+python docs/variants.py
 """
 
 from pathlib import Path

@@ -47,7 +47,7 @@ def cli() -> None:
 def main() -> None:
     """The console script."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
     except MnistattnError as error:
         code = _fail(str(error), error.exit_code)
@@ -57,7 +57,7 @@ def main() -> None:
         code = _fail(error.format_message(), 2)
     except KeyboardInterrupt:
         code = _fail("interrupted.", 130)
-    except BrokenPipeError:  # the reader, `head` say, has gone
+    except (BrokenPipeError, SystemExit):  # the reader, `head` say, has gone (click exits then)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (OSError, MemoryError) as error:

@@ -24,7 +24,8 @@ from mnistattn.generators.variants import COUNTS, VARIANTS
               help="One fixed query an image (papers), or fresh at each visit, or all."
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and order.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
+              help="Where to compute; auto: the GPU if there is one.")  # fmt: skip
 @click.option("--out", default=None, metavar="DIR",
               help="The run's directory.  [default: runs/VARIANT-MODEL-RECIPE-seedS]")  # fmt: skip
 @click.option("--checkpoint", default=None, metavar="FILE",

@@ -20,5 +20,7 @@ def command(data: str, split: str, count: int, out: str) -> None:
     try:
         picture.save(out)
     except (OSError, ValueError) as error:
-        raise MnistattnError(f"cannot write {out}: {error}.") from error
+        raise MnistattnError(
+            f"cannot write {out}: {getattr(error, 'strerror', None) or error}."
+        ) from error
     click.echo(out)

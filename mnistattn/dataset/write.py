@@ -8,6 +8,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,11 +57,12 @@ def generate(
     sources = Sources(spec, seed, digits, digit_split, backgrounds, Path(data_root), say)
 
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    parent_is_new = not out.parent.exists()
     try:
         partial.mkdir(parents=True)
         splits = {}
         with tqdm(total=sum(counts.values()), unit="image", desc=f"generate {variant}",
-                  disable=not progress, leave=False) as bar:  # fmt: skip
+                  disable=None if progress else True, leave=False) as bar:  # fmt: skip
             for split in SPLITS:
                 if counts[split]:
                     painter = sources.painter(split)
@@ -78,6 +80,9 @@ def generate(
         raise MnistattnError(f"cannot write {out}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if parent_is_new:
+            with suppress(OSError):  # it holds the data set, unless that failed
+                out.parent.rmdir()
     return out
 
 

@@ -87,6 +87,7 @@ def _run(model, options, card, recipe, seed, device, run, checkpoint, progress) 
         tensors, note = load_tensors(Path(checkpoint))
         _load(network, tensors, note, model, checkpoint)
         identity, history = note["identity"], note["history"]
+        _claim(run, identity)
         recipe_used = identity["recipe"]
         test = load_feed(card, "test", device)
     else:
@@ -203,6 +204,10 @@ def _trained(network, run, recipe, card, seed, identity, device, progress, model
 
 
 def _load(network, tensors, note, model: str, file) -> None:
+    if any(name.startswith("last.") for name in tensors):
+        raise InputError(
+            f"{file} is the state of an unfinished training: run the same evaluate again to end it."
+        )
     kept = note.get("identity", {}).get("model")
     if kept != model:
         raise InputError(f"checkpoint {file} is of model {kept}, not {model}: give --model {kept}.")

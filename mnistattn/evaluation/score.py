@@ -39,7 +39,7 @@ def score_samples(
     rows: dict[str, list[np.ndarray]] = {}
     size = masks.shape[1:]
     for start in tqdm(range(0, len(feed), batch_size), desc="score", unit="batch",
-                      disable=not progress, leave=False):  # fmt: skip
+                      disable=None if progress else True, leave=False):  # fmt: skip
         index = torch.arange(start, min(start + batch_size, len(feed)))
         with autocast(feed.device):
             logits, out = network(feed.batch(index), feed.query[index].to(feed.device))

@@ -57,7 +57,7 @@ def train(
         history, best = _resume(state_file, identity, network, optimizer)
     done, n = len(history), _pairs_per_epoch(feed, recipe)
     with tqdm(total=recipe.epochs * n, initial=done * n, unit="image", desc=title,
-              disable=not progress, leave=False, smoothing=0.05) as bar:  # fmt: skip
+              disable=None if progress else True, leave=False, smoothing=0.05) as bar:  # fmt: skip
         for epoch in range(done, recipe.epochs):
             if _stopped(history, recipe):
                 break

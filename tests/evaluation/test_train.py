@@ -250,7 +250,7 @@ def test_a_diverging_loss_is_an_error(easy):
 
 
 def test_ctx_can_learn(easy):
-    recipe = make_recipe("fast", epochs=5, batch_size=16)
+    recipe = make_recipe("fast", epochs=12, batch_size=16)
     history = train(network(), recipe, easy(64), easy(16, 1), 0, progress=False)
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert history[-1]["train_accuracy"] > 0.9

@@ -1,0 +1,411 @@
+"""evaluate() from a data set to a run directory, and all it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mnistattn import evaluate, load_arrays
+from mnistattn.dataset.read import read_card
+from mnistattn.errors import InputError, MnistattnError
+from mnistattn.evaluation import paper, report, score, train
+from mnistattn.evaluation import run as run_module
+from mnistattn.evaluation.paper import printed
+from mnistattn.evaluation.train import STATE
+
+FILES = {"result.json", "model.safetensors", "samples.h5", "curve.json", "picture.png"}
+REQUEST = {"epochs": 1, "batch_size": 16, "seed": 3}
+
+
+def quiet(model: str, data=None, variant=None, **options) -> dict:
+    options = {"progress": False, "say": lambda line: None, "device": "cpu"} | options
+    return evaluate(model, data, variant, **options)
+
+
+def no_training(*arguments):
+    raise AssertionError("trained")
+
+
+@pytest.fixture(scope="module")
+def done(tiny, tmp_path_factory) -> SimpleNamespace:
+    """A finished run of ctx. Read it, copy it, never change it."""
+    path = tmp_path_factory.mktemp("runs") / "ctx"
+    result = quiet("ctx", tiny, out=path, **REQUEST)
+    return SimpleNamespace(path=path, result=result, checkpoint=path / "model.safetensors")
+
+
+@pytest.fixture
+def ctx(done, tmp_path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(done.path, tmp_path / "ctx"))
+
+
+def samples_of(path: Path) -> dict:
+    with h5py.File(path / "samples.h5") as h5:
+        return {name: values[()] for name, values in h5.items()}
+
+
+# --------------------------------------------------------------------------------- what is there
+
+
+def test_the_files(done):
+    assert {p.name for p in done.path.iterdir()} == FILES
+    assert done.result["run"] == str(done.path)
+    kept = json.loads((done.path / "result.json").read_text())
+    assert kept == {k: v for k, v in done.result.items() if k != "run"}
+    with Image.open(done.path / "picture.png") as picture:
+        picture.load()
+        assert min(picture.size) > 100
+
+
+def test_the_result(done, tiny):
+    result, card = done.result, read_card(tiny)
+    assert (result["format"], result["result_version"]) == ("mnistattn-result", 1)
+    assert (result["model"], result["paper_name"], result["options"]) == ("ctx", "CTX", {})
+    dataset = result["dataset"]
+    assert (dataset["variant"], dataset["paper_name"], dataset["seed"]) == ("mref", "MREF", 1)
+    assert dataset["spec"] == card.raw["spec"]
+    assert dataset["sources"]["digits"]["source"] == "strokes"
+    digests = {split: card.digest(split) for split in ("train", "val", "test")}
+    assert dataset["digests"] == digests
+    assert result["trained_on"] == {split: digests[split] for split in ("train", "val")}
+    recipe = result["recipe"]
+    assert (recipe["name"], recipe["epochs"], recipe["batch_size"]) == ("fast", 1, 16)
+    assert (result["seed"], result["epochs_trained"], result["best_epoch"]) == (3, 1, 1)
+    scores = result["scores"]
+    assert scores["accuracy"]["n"] == 40
+    assert sum(row["n"] for row in scores["scales"]) == 40
+    assert set(scores["masks"]) == set(score.MASK_METRICS)
+    assert len(scores["layers"]) == 4
+    network = run_module.build("ctx", 100, 10, 5)
+    assert result["cost"]["parameters"] == sum(p.numel() for p in network.parameters())
+    # The four 3 x 3 convolutions alone; a product and a sum count as two.
+    least = 2 * 9 * 32 * (3 * 100**2 + 32 * (50**2 + 25**2 + 12**2))
+    assert least < result["cost"]["flops_per_image"] < 3 * least
+    assert result["cost"]["train_seconds"] > 0
+    assert set(result["versions"]) == {"mnistattn", "torch", "numpy", "python"}
+    assert torch.__version__.startswith(result["versions"]["torch"].split("+")[0])
+
+
+def test_the_scores_follow_from_the_samples(done):
+    samples = samples_of(done.path)
+    assert {len(values) for values in samples.values()} == {40}
+    assert score.summarize(samples) == done.result["scores"]
+
+
+def test_the_history(done):
+    (entry,) = json.loads((done.path / "curve.json").read_text())
+    assert entry["epoch"] == 1
+    assert entry["loss"] > 0
+    assert entry["seconds"] == done.result["cost"]["train_seconds"]
+
+
+def test_the_table(done):
+    text = report.table(done.result)
+    assert "CTX (ctx) on MREF, recipe fast, 1 epochs, seed 3" in text
+    assert f"{100 * done.result['scores']['accuracy']['value']:.2f}%" in text
+    assert f"{done.result['scores']['masks']['pointing']['value']:.4f}" in text
+    assert "correctness, layer 4" in text
+
+
+def test_the_network_has_the_best_weights(done, tiny):
+    """The weights on disk give the validation accuracy of the best epoch."""
+    network = run_module.build("ctx", 100, 10, 5)
+    network.load_state_dict(run_module.load_tensors(done.checkpoint)[0])
+    network = network.to(memory_format=torch.channels_last)
+    feed = run_module.load_feed(read_card(tiny), "val", torch.device("cpu"))
+    (entry,) = json.loads((done.path / "curve.json").read_text())
+    assert train.accuracy(network, feed) == entry["val_accuracy"]
+
+
+def test_no_attention(tiny, tmp_path):
+    result = quiet("none", tiny, out=tmp_path / "none", **REQUEST)
+    assert result["scores"]["masks"] is None
+    assert result["scores"]["layers"] == []
+    assert score.summarize(samples_of(tmp_path / "none")) == result["scores"]
+    assert "no attention maps, so no mask scores" in report.table(result)
+    assert {p.name for p in (tmp_path / "none").iterdir()} == FILES
+
+
+@pytest.mark.parametrize("variant", ["mbg-inv", "mbg-multi"])
+def test_the_other_questions(tmp_path, variant):
+    """Colour -> digit, and several right answers: what is counted is what the data set says."""
+    from mnistattn import generate
+
+    counts = {"train": 8, "val": 4, "test": 12}
+    data = generate(variant, tmp_path / "set", digits="strokes", progress=False, **counts)
+    result = quiet("san", data, out=tmp_path / "run", epochs=1, batch_size=4)
+    samples, arrays = samples_of(tmp_path / "run"), load_arrays(data, "test")
+    said = samples["prediction"]
+    if variant == "mbg-inv":
+        network = run_module.build("san", 100, 5, 10)
+        assert np.array_equal(samples["correct"], said == arrays["answer"])
+    else:
+        network = run_module.build("san", 100, 10, 5)
+        assert np.array_equal(samples["correct"], arrays["answers"][np.arange(12), said])
+    parameters = sum(p.numel() for p in network.parameters())
+    assert result["cost"]["parameters"] == parameters
+    masks = [
+        np.isin(ids, 1 + np.flatnonzero((digit == query) if variant == "mbg-multi" else one))
+        for ids, digit, query, one in zip(
+            arrays["instances"], arrays["digit"], arrays["query"], np.eye(9)[arrays["target"]],
+            strict=True,
+        )
+    ]  # fmt: skip
+    np.testing.assert_allclose(samples["chance"], np.mean(masks, (1, 2)))
+    assert np.array_equal(samples["scale"], arrays["scale"][np.arange(12), arrays["target"]])
+
+
+# ------------------------------------------------------------------------------- once more
+
+
+def test_the_same_request_does_not_train_again(done, ctx, tiny, monkeypatch):
+    monkeypatch.setattr(run_module, "train", no_training)
+    again = quiet("ctx", tiny, out=ctx, **REQUEST)
+    assert again["scores"] == done.result["scores"]
+    assert again["best_epoch"] == 1
+    assert (ctx / "model.safetensors").read_bytes() == done.checkpoint.read_bytes()
+
+
+def test_the_same_seed_gives_the_same_scores(done, tiny, tmp_path):
+    again = quiet("ctx", tiny, out=tmp_path / "again", **REQUEST)
+    assert again["scores"] == done.result["scores"]
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 4}, {"epochs": 2}, {"lr": 0.1}, {"queries": "all"}, {"model": "noctx"}],
+    ids=str,
+)  # fmt: skip
+def test_another_request_on_the_same_directory(ctx, tiny, other, monkeypatch):
+    monkeypatch.setattr(run_module, "train", no_training)
+    before = {p.name: p.read_bytes() for p in ctx.iterdir()}
+    request = {"model": "ctx"} | REQUEST | other
+    with pytest.raises(InputError, match="holds a run of another model"):
+        quiet(data=tiny, out=ctx, **request)
+    assert {p.name: p.read_bytes() for p in ctx.iterdir()} == before
+
+
+def test_an_interrupted_run_goes_on(tiny, tmp_path, monkeypatch):
+    request = REQUEST | {"epochs": 2}
+    whole = quiet("none", tiny, out=tmp_path / "whole", **request)
+    validate, calls = train.accuracy, []
+
+    def interrupt(*arguments):
+        calls.append(0)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train, "accuracy", interrupt)
+        quiet("none", tiny, out=tmp_path / "part", **request)
+    assert [p.name for p in (tmp_path / "part").iterdir()] == [STATE]
+    with pytest.raises(InputError, match="holds a run of another"):
+        quiet("none", tiny, out=tmp_path / "part", **request | {"seed": 8})
+    part = quiet("none", tiny, out=tmp_path / "part", **request)
+    assert part["scores"] == whole["scores"]
+    states = (
+        run_module.load_tensors(tmp_path / n / "model.safetensors") for n in ("whole", "part")
+    )
+    (one, _), (two, _) = states
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert {p.name for p in (tmp_path / "part").iterdir()} == FILES
+
+
+# ------------------------------------------------------------------------------ checkpoints
+
+
+def test_a_checkpoint_gives_the_same_scores(done, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "train", no_training)
+    result = quiet("ctx", tiny, out=tmp_path / "out", checkpoint=done.checkpoint)
+    for field in ("scores", "recipe", "seed", "trained_on", "best_epoch", "epochs_trained"):
+        assert result[field] == done.result[field], field
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES - {"model.safetensors"}
+
+
+def test_a_checkpoint_needs_the_test_split_alone(done, tiny, tmp_path):
+    data = Path(shutil.copytree(tiny, tmp_path / "data"))
+    (data / "train.h5").unlink()
+    result = quiet("ctx", data, out=tmp_path / "out", checkpoint=done.checkpoint)
+    assert result["scores"] == done.result["scores"]
+
+
+def test_a_checkpoint_does_not_replace_another_run(done, tiny, tmp_path):
+    out = tmp_path / "none"
+    quiet("none", tiny, out=out, **REQUEST)
+    before = (out / "result.json").read_bytes()
+    with pytest.raises(InputError, match="holds a run of another model"):
+        quiet("ctx", tiny, out=out, checkpoint=done.checkpoint)
+    assert (out / "result.json").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model(done, tiny, tmp_path):
+    with pytest.raises(InputError, match="is of model ctx, not noctx: give --model ctx"):
+        quiet("noctx", tiny, out=tmp_path / "out", checkpoint=done.checkpoint)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_size(done, tmp_path):
+    from mnistattn import generate
+
+    counts = {"train": 0, "val": 0, "test": 2}
+    data = generate("mbg-up", tmp_path / "up", digits="strokes", progress=False, **counts)
+    with pytest.raises(InputError, match="does not fit this data set"):
+        quiet("ctx", data, out=tmp_path / "out", checkpoint=done.checkpoint)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "missing", "state"])
+def test_a_damaged_checkpoint(done, tiny, tmp_path, damage):
+    file = tmp_path / "model.safetensors"
+    if damage == "truncated":
+        file.write_bytes(done.checkpoint.read_bytes()[:-9])
+    elif damage == "text":
+        file.write_text("no weights")
+    elif damage == "state":  # the right note, other tensors
+        tensors, note = run_module.load_tensors(done.checkpoint)
+        run_module.save_tensors(file, {f"last.{k}": v for k, v in tensors.items()}, note)
+    with pytest.raises(InputError, match=f"^checkpoint {file} [^\n]*\\.$"):
+        quiet("ctx", tiny, out=tmp_path / "out", checkpoint=file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_run(ctx, tiny):
+    (ctx / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="is damaged"):
+        quiet("ctx", tiny, out=ctx, **REQUEST)
+
+
+# ----------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_missing_split_is_found_before_the_training(tiny, tmp_path, monkeypatch, split):
+    monkeypatch.setattr(run_module, "train", no_training)
+    data = tmp_path / "data"
+    data.mkdir()
+    card = json.loads((tiny / "dataset.json").read_text())
+    del card["splits"][split]
+    (data / "dataset.json").write_text(json.dumps(card))
+    with pytest.raises(InputError, match=f"unknown split of .* '{split}'"):
+        quiet("ctx", data, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_image_is_not_trained_on(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "train", no_training)
+    data = Path(shutil.copytree(tiny, tmp_path / "data"))
+    with h5py.File(data / "train.h5", "r+") as h5:
+        h5["image"][5, 50, 50, 0] ^= 1
+    with pytest.raises(InputError, match=r"train\.h5 does not have the digest .*image differ"):
+        quiet("ctx", data, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "ctxx"}, "Did you mean 'ctx'"),
+        ({"data": None}, "either a data set's directory or a variant"),
+        ({"variant": "mref"}, "either a data set's directory or a variant"),
+        ({"device": "tpu"}, "unknown device 'tpu': it is one of auto, cpu, cuda"),
+        ({"seed": -1}, "seed -1 is out of range"),
+        ({"seed": 1 << 32}, "seed 4294967296 is out of range"),
+        ({"epochs": 0}, "epochs 0"),
+        ({"recipe": "slow"}, "unknown recipe 'slow'"),
+        ({"options": {"depth": 3}}, "does not take the options {'depth': 3}"),
+        ({"data": "nowhere"}, "nowhere is no data set"),
+    ],
+    ids=str,
+)
+def test_impossible_requests(tiny, tmp_path, options, words):
+    request = {"model": "ctx", "data": tiny, "out": tmp_path / "out"} | options
+    with pytest.raises(InputError, match=words):
+        quiet(**request)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_cuda(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no CUDA device here: use --device cpu"):
+        quiet("ctx", tiny, out=tmp_path / "out", device="cuda")
+    assert run_module._device("auto") == torch.device("cpu")
+
+
+def test_a_directory_that_cannot_be_written(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MnistattnError, match=r"cannot write .*Not a directory") as caught:
+        quiet("ctx", tiny, out=tmp_path / "file" / "run")
+    assert caught.value.exit_code == 1
+
+
+# ------------------------------------------------------------------------- data made on the way
+
+
+def test_missing_data_are_generated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    counts = {"train": 6, "val": 4, "test": 5, "digits": "strokes"}
+    result = quiet("none", variant="mref", say=said.append, epochs=1, **counts)
+    assert "data/mref does not exist: generating it first" in said
+    assert result["run"] == "runs/mref-none-fast-seed0"
+    assert result["scores"]["accuracy"]["n"] == 5
+    made = read_card("data/mref").splits
+    assert {split: entry["count"] for split, entry in made.items()} == {
+        "train": 6, "val": 4, "test": 5,
+    }  # fmt: skip
+
+    said.clear()  # and used again
+    assert quiet("none", variant="mref", say=said.append, epochs=1)["scores"] == result["scores"]
+    assert not said
+    Path("data/mref").rename("data/mbg")
+    with pytest.raises(InputError, match="data/mbg holds mref, not mbg: give --data"):
+        quiet("none", variant="mbg")
+
+
+def test_an_unknown_variant_is_not_generated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="Did you mean 'mref'"):
+        quiet("none", variant="mreff")
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------- the paper's numbers
+
+
+def test_the_printed_numbers():
+    """Spot checks against Tables 1 to 3 and section 4.1 of the AttentionRNN paper."""
+    assert printed("mref", "san")["accuracy"] == 83.42
+    assert printed("mdist", "noctx")["accuracy"] == 89.92
+    assert printed("mbg", "ctx") == {
+        "accuracy": 79.00, "scales": (77.39, 87.13, 84.96, 75.59, 63.72), "correctness": 0.31,
+    }  # fmt: skip
+    assert printed("mbg", "arnn")["accuracy"] == 85.84
+    assert printed("mbg", "arnn")["correctness"] == 0.42
+    assert printed("mbg-up", "arnn")["scales"] == (84.89, 92.25, 94.24, 94.70, 94.52)
+    assert printed("mbg-up", "none")["accuracy"] == 91.43
+    assert printed("mbg-inv", "ctx")["accuracy"] == 66.37
+    assert printed("mbg-inv", "noctx")["correctness"] == 0.20
+
+
+def test_what_is_unconfirmed_is_not_printed():
+    assert printed("mref", "ctx")["accuracy"] is None
+    assert printed("mdist", "arnn")["accuracy"] is None
+    assert printed("mbg", "arnn")["scales"][2:] == (None, None, None)
+    nothing = {"accuracy": None, "scales": None, "correctness": None}
+    assert printed("mbg-multi", "ctx") == printed("nowhere", "nothing") == nothing
+
+
+def test_the_totals_agree_with_the_scales():
+    """Weighted with the bins' shares that PAN's placement gives, the rows add up."""
+    shares = {"mbg": (0.709, 0.170, 0.056, 0.035, 0.030),
+              "mbg-up": (0.297, 0.250, 0.200, 0.143, 0.110)}  # fmt: skip
+    for variant, rows in paper.SCALE_ACCURACY.items():
+        for model, row in rows.items():
+            if None not in row:
+                total = sum(s * a for s, a in zip(shares[variant], row, strict=True))
+                assert total == pytest.approx(paper.ACCURACY[variant][model], abs=0.1), model
