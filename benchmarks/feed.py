@@ -30,9 +30,9 @@ from mnistattn.dataset.format import split_file
 from mnistattn.dataset.read import read_card
 from mnistattn.errors import MnistattnError
 from mnistattn.evaluation.feed import Feed, load_feed
-from mnistattn.evaluation.memory import keep_freed_memory
 from mnistattn.evaluation.recipes import make_recipe
 from mnistattn.evaluation.train import train
+from mnistattn.memory import keep_freed_memory
 from mnistattn.models.network import build
 
 GOAL = 10

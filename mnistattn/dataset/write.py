@@ -20,6 +20,7 @@ from mnistattn.dataset.format import CARD, FORMAT_VERSION, ContentDigest, layout
 from mnistattn.dataset.recipe import Sources
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.generators.variants import COLORS, COUNTS, DIGITS, PALETTE, SPLITS, Spec
+from mnistattn.memory import keep_freed_memory
 
 BATCH_BYTES = 8 << 20  # of images that a worker draws at a time
 LIBRARIES = ("mnistattn", "numpy", "numba", "h5py", "pillow")
@@ -54,20 +55,25 @@ def generate(
         raise InputError(f"{workers} workers are impossible: give 1 or more.")
     out = Path(out if out is not None else Path("data") / variant)
     _check_target(out, overwrite)
+    keep_freed_memory()
     sources = Sources(spec, seed, digits, digit_split, backgrounds, Path(data_root), say)
 
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     parent_is_new = not out.parent.exists()
     try:
         partial.mkdir(parents=True)
-        splits = {}
+        splits, synced = {}, []
         with tqdm(total=sum(counts.values()), unit="image", desc=f"generate {variant}",
-                  disable=None if progress else True, leave=False) as bar:  # fmt: skip
+                  disable=None if progress else True, leave=False) as bar, \
+             ThreadPoolExecutor(1) as syncer:  # fmt: skip
             for split in SPLITS:
                 if counts[split]:
                     painter = sources.painter(split)
                     file = split_file(partial, split)
                     splits[split] = _write_split(file, spec, painter, counts[split], workers, bar)
+                    synced.append(syncer.submit(_sync, file))  # while the next one is drawn
+        for done in synced:
+            done.result()
         card = {
             "format": "mnistattn", "format_version": FORMAT_VERSION, "variant": variant,
             "paper_name": spec.row.paper_name, "spec": spec.as_dict(), "seed": seed,
@@ -144,7 +150,6 @@ def _write_split(file: Path, spec: Spec, painter, n: int, workers: int, bar) -> 
                 bar.update(len(effort))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    _sync(file)
     return {
         "count": n, "digest": digest.hexdigest(), "arrays": digest.arrays(),
         "placement": {"tries": tries, "most_tries_of_a_scene": most, "restarts": restarts},

@@ -26,13 +26,13 @@ from mnistattn.dataset.write import generate
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation.checkpoint import load_tensors, save_tensors
 from mnistattn.evaluation.feed import load_feed
-from mnistattn.evaluation.memory import keep_freed_memory
 from mnistattn.evaluation.metrics import combine
 from mnistattn.evaluation.picture import attention_picture
 from mnistattn.evaluation.recipes import Recipe, make_recipe
 from mnistattn.evaluation.score import score_samples, summarize
 from mnistattn.evaluation.train import STATE, autocast, describe, train
 from mnistattn.generators.variants import VARIANTS, Spec, choose
+from mnistattn.memory import keep_freed_memory
 from mnistattn.models.network import build
 from mnistattn.models.registry import find
 

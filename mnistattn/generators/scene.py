@@ -110,6 +110,8 @@ def draw_scenes(
     shift = np.zeros(digit.shape[1], np.int64)
     scratch = gray_scratch(glyphs.shape[1], widest)
     patch = np.zeros((digit.shape[1], widest, widest), np.uint8)
+    # Where strokes are, a bit a pixel, 32 to a word: a box is tested a row of words at a time.
+    taken = np.zeros((rules[0], (rules[0] + 31) // 32), np.int64)
     for k in range(indices.shape[0]):
         index = indices[k]
         plan = open_stream(key, PLAN, 0, index)
@@ -123,9 +125,10 @@ def draw_scenes(
             stream = open_stream(key, PLACEMENT, restart, index)
             done = 0
             instances[k] = 0
+            taken[:] = 0
             while done < n:
                 fixed = forced if done == 0 else np.int64(-1)
-                value, tries = place(stream, rules, fixed, instances[k], box[k, done])
+                value, tries = place(stream, rules, fixed, taken, box[k, done])
                 effort[k, 0] += tries
                 if value < 0:
                     break
@@ -136,7 +139,7 @@ def draw_scenes(
                 resize_gray(
                     glyphs[glyph[done]], z, first[t], count[t], weights[t], scratch, patch[done]
                 )
-                stamp(instances[k], patch[done], box[k, done], done + 1)
+                stamp(instances[k], taken, patch[done], box[k, done], done + 1)
                 done += 1
             if done == n:
                 break
@@ -196,7 +199,7 @@ def draw_scale(stream, rules):
 
 
 @jit
-def place(stream, rules, fixed, instances, box):
+def place(stream, rules, fixed, taken, box):
     """Find a box free of earlier strokes; writes (top, left, height, width) into box (4,).
 
     fixed: a scale to keep, or -1 to draw one at each try. Returns (scale * 2^42, tries); the scale
@@ -210,29 +213,34 @@ def place(stream, rules, fixed, instances, box):
         # round(U(0, room)): the two ends have half the weight of the others, as in PAN's code.
         left = (next_u32(stream) * room + 2147483648) >> 32
         top = (next_u32(stream) * room + 2147483648) >> 32
-        if is_free(instances, top, left, z):
+        if is_free(taken, top, left, z):
             box[0], box[1], box[2], box[3] = top, left, z, z
             return value, tries
     return np.int64(-1), MAX_TRIES
 
 
 @jit
-def is_free(instances, top, left, z):
+def is_free(taken, top, left, z):
     """True if no stroke pixel lies in the z x z box."""
-    for y in range(top, top + z):
-        for x in range(left, left + z):
-            if instances[y, x] != 0:
+    for word in range(left >> 5, ((left + z - 1) >> 5) + 1):
+        low = max(left - 32 * word, 0)
+        high = min(left + z - 32 * word, 32)
+        mask = ((1 << (high - low)) - 1) << low
+        for y in range(top, top + z):
+            if taken[y, word] & mask != 0:
                 return False
     return True
 
 
 @jit
-def stamp(instances, patch, box, label):
-    """Write label wherever the resized glyph has ink (v > 0)."""
+def stamp(instances, taken, patch, box, label):
+    """Write label, and take the pixel, wherever the resized glyph has ink (v > 0)."""
+    top, left = np.int64(box[0]), np.int64(box[1])
     for y in range(box[2]):
         for x in range(box[3]):
             if patch[y, x] > 0:
-                instances[box[0] + y, box[1] + x] = label
+                instances[top + y, left + x] = label
+                taken[top + y, (left + x) >> 5] |= 1 << ((left + x) & 31)
 
 
 @jit
@@ -306,6 +314,12 @@ def blend(image, patch, box, color, shift):
             v = np.int64(patch[y, x])
             if v > 0:
                 for c in range(3):
-                    ink = level[c] * v // 255
+                    ink = over_255(level[c] * v)
                     under = np.int64(image[top + y, left + x, c])
-                    image[top + y, left + x, c] = (ink * v + under * (255 - v) + 127) // 255
+                    image[top + y, left + x, c] = over_255(ink * v + under * (255 - v) + 127)
+
+
+@jit
+def over_255(x):
+    """x // 255 for 0 <= x < 65535, without a division."""
+    return (x + 1 + (x >> 8)) >> 8

@@ -1,8 +1,8 @@
 """Keep freed memory in the process (glibc only).
 
-glibc gives blocks above 32 MB back to the system when they are freed, and a training step allocates
-the same few hundred MB again each time: every page is faulted in anew, which on a virtual machine
-can cost more than the arithmetic. Two settings of malloc's cure it.
+glibc gives large blocks back to the system when they are freed, and a training step allocates the
+same few hundred MB again each time, a generator's worker the same few: every page is faulted in
+anew, which on a virtual machine can cost more than the arithmetic. malloc's settings cure it.
 """
 
 import ctypes
