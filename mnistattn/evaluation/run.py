@@ -206,7 +206,7 @@ def _trained(network, run, recipe, card, seed, identity, device, progress, model
 def _load(network, tensors, note, model: str, file) -> None:
     if any(name.startswith("last.") for name in tensors):
         raise InputError(
-            f"checkpoint {file} is the state of an unfinished training: start that run again instead."
+            f"checkpoint {file} is the state of an unfinished training: run that again instead."
         )
     kept = note.get("identity", {}).get("model")
     if kept != model:
