@@ -17,6 +17,7 @@ are in 1/256 pixel, directions in 1/4096, coverage in 1/1024, noise and factors 
 
 import numpy as np
 
+from mnistattn.generators.integer import isqrt
 from mnistattn.generators.jit import jit
 from mnistattn.generators.random import TEXTURE, below, next_u32, open_stream, stream_key
 
@@ -63,23 +64,6 @@ _PLAIN, _STRIPES, _GRID = 0, 1, 2
 
 _FULL = 1024  # coverage of a filled pixel
 _COLORS = 6  # base colours of a palette
-
-
-@jit
-def _isqrt(n):
-    """The integer square root of 0 <= n < 2^62, bit by bit."""
-    root = 0
-    bit = 1 << 60
-    while bit > n:
-        bit >>= 2
-    while bit != 0:
-        if n >= root + bit:
-            n -= root + bit
-            root = (root >> 1) + bit
-        else:
-            root >>= 1
-        bit >>= 2
-    return root
 
 
 @jit
@@ -233,7 +217,7 @@ def _turn(state, leaf, upright):
             p, q = q, p
     else:
         p, q = _between(state, -4096, 4096), _between(state, -4096, 4096)
-    length = max(1, _isqrt(p * p + q * q))
+    length = max(1, isqrt(p * p + q * q))
     leaf[_COS], leaf[_SIN] = (p << 12) // length, (q << 12) // length
     if p == 0 and q == 0:
         leaf[_COS] = 4096
@@ -380,7 +364,7 @@ def draw_texture(state, out):
             break
         # p(r) ~ r^-3 between smallest and largest: r = smallest / sqrt(1 - spread * uniform).
         rest = (1 << 30) - ((next_u32(state) >> 2) * spread >> 30)
-        size = (smallest << 15) // _isqrt(rest)
+        size = (smallest << 15) // isqrt(rest)
         x = _between(state, -size, (width << 8) + size)
         y = _between(state, -size, (height << 8) + size)
         # Small things gather: where a smooth field is low, only large leaves lie.

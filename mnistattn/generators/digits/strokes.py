@@ -5,12 +5,13 @@ of one skeleton, jitters the control points, joins them with smooth curves, then
 rotates and strokes the path, and centres the ink as MNIST does. The pixels come from exact
 distances to the path's segments, in units of 1/256 pixel.
 
-Random decisions and pixels are int64 arithmetic throughout (roots too: `_isqrt`), so a glyph has
+Random decisions and pixels are int64 arithmetic throughout (roots too: `isqrt`), so a glyph has
 the same bytes on every processor and library version; a float sine or root would not promise that.
 """
 
 import numpy as np
 
+from mnistattn.generators.integer import isqrt
 from mnistattn.generators.jit import jit
 from mnistattn.generators.random import GLYPH, below, open_stream, stream_key
 
@@ -271,23 +272,6 @@ _MAX_PATH = int(_WAYS[:, 4].max()) * _STEPS + 1
 
 
 @jit
-def _isqrt(n):
-    """The integer square root, rounded down, of 0 <= n < 2^62."""
-    bit = 1
-    while bit <= n >> 2:
-        bit <<= 2
-    root = 0
-    while bit > 0:
-        if n >= root + bit:
-            n -= root + bit
-            root = (root >> 1) + bit
-        else:
-            root >>= 1
-        bit >>= 2
-    return root
-
-
-@jit
 def _spread(state, reach):
     """A random number in -reach .. reach, the middle likelier (the mean of two uniform ones)."""
     return (below(state, 2 * reach + 1) + below(state, 2 * reach + 1)) // 2 - reach
@@ -370,7 +354,7 @@ def _distort(state, path, count):
     for n in range(6):
         bend[n] = _spread(state, 60)  # 1/256 of the height, at half a height off the middle
     sine = _spread(state, 15000)  # in 1/65536: up to 13 degrees
-    cosine = _isqrt((1 << 32) - sine * sine)
+    cosine = isqrt((1 << 32) - sine * sine)
     half = 50 * _UNIT
     for n in range(count):
         x, y = path[n, 0] - 30 * _UNIT, path[n, 1] - half
@@ -399,7 +383,7 @@ def _fit(path, pen, count, margin):
     for n in range(1, count):
         if pen[n] == 1:
             dx, dy = path[n, 0] - path[n - 1, 0], path[n, 1] - path[n - 1, 1]
-            length = _isqrt(dx * dx + dy * dy)
+            length = isqrt(dx * dx + dy * dy)
             mass += length
             mass_x += length * (path[n, 0] + path[n - 1, 0])
             mass_y += length * (path[n, 1] + path[n - 1, 1])
@@ -448,7 +432,7 @@ def _ink(path, pen, count, inner, outer, out):
             if nearest[y, x] >= far:
                 out[y, x] = 0
             else:
-                distance = _isqrt(nearest[y, x])
+                distance = isqrt(nearest[y, x])
                 out[y, x] = min(255, (outer - distance) * 255 // soft)
 
 
