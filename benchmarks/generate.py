@@ -44,7 +44,7 @@ from plain_loop import (
     photo_background,
 )
 
-from mnistattn.dataset.recipe import Painter
+from mnistattn.dataset.paint import Painter
 from mnistattn.dataset.write import BATCH_BYTES, generate
 from mnistattn.errors import MnistattnError
 from mnistattn.generators.backgrounds import open_background

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mnistattn.dataset.paint import Sources
 from mnistattn.dataset.read import answer_masks
-from mnistattn.dataset.recipe import Sources
 from mnistattn.dataset.sheet import contact_sheet
 from mnistattn.generators.variants import COLORS, DIGITS, VARIANTS, Spec
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mnistattn.dataset.paint import Sources
 from mnistattn.dataset.read import Card, damaged_arrays, read_card, read_split
-from mnistattn.dataset.recipe import Sources
 from mnistattn.errors import InputError
 
 REDRAWN = 32  # images a split

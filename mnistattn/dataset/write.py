@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mnistattn.dataset.format import CARD, FORMAT_VERSION, ContentDigest, layout, split_file
-from mnistattn.dataset.recipe import Sources
+from mnistattn.dataset.paint import Sources
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.generators.variants import COLORS, COUNTS, DIGITS, PALETTE, SPLITS, Spec
 from mnistattn.memory import keep_freed_memory
