@@ -11,7 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from mnistattn.dataset import recipe, write
+from mnistattn.dataset import paint as painting
+from mnistattn.dataset import write
 from mnistattn.dataset.format import layout
 from mnistattn.dataset.read import read_card, read_split
 from mnistattn.dataset.write import generate
@@ -230,7 +231,7 @@ class Failing:
     """A painter that fails at the fourth batch."""
 
     def __init__(self, error):
-        self.error, self.paint_well = error, recipe.Painter.paint
+        self.error, self.paint_well = error, painting.Painter.paint
 
     def install(self, monkeypatch):
         def paint(painter, indices):
@@ -238,7 +239,7 @@ class Failing:
                 raise self.error
             return self.paint_well(painter, indices)
 
-        monkeypatch.setattr(recipe.Painter, "paint", paint)
+        monkeypatch.setattr(painting.Painter, "paint", paint)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
