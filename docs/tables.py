@@ -1,0 +1,103 @@
+"""Write the tables of measured results into README.md and docs/measurements.md.
+
+    python docs/tables.py
+
+Reads the results in docs/results/runs (each the result.json of a run) and replaces what stands
+between the markers <!-- NAME --> and <!-- /NAME -->, so that no number is copied by hand.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from mnistattn.evaluation.paper import printed
+
+HERE = Path(__file__).parent
+MODELS = ("none", "san", "noctx", "ctx", "arnn")
+
+
+def main() -> None:
+    runs = [json.loads(f.read_text()) for f in sorted((HERE / "results" / "runs").glob("*.json"))]
+    photos = [r for r in runs if r["dataset"]["sources"]["backgrounds"]["source"] != "textures"]
+    at_home = [r for r in photos if r["trained_on"]["train"] == r["dataset"]["digests"]["train"]]
+    at_home.sort(key=lambda r: (r["dataset"]["variant"], MODELS.index(r["model"])))
+    replace(HERE.parent / "README.md", "results", accuracy_table(at_home))
+    replace(HERE / "measurements.md", "models", accuracy_table(at_home) + "\n" + scales(at_home))
+    replace(HERE / "measurements.md", "transfer", transfer(runs))
+
+
+def accuracy_table(runs: list[dict]) -> str:
+    lines = [
+        "| data set | model | epochs, queries | accuracy, % (95 % interval) | paper | correctness |"
+        " last layer's | paper |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in runs:
+        paper = printed(r["dataset"]["variant"], r["model"])
+        a, masks, layers = (r["scores"][k] for k in ("accuracy", "masks", "layers"))
+        lines.append(
+            f"| {r['dataset']['paper_name']} | `{r['model']}` | {r['recipe']['epochs']}, "
+            f"{r['recipe']['queries']} | {interval(a)} | {number(paper['accuracy'], 2)} | "
+            + (f"{masks['correctness']['value']:.3f} | {layers[-1]['value']:.3f}"
+               if masks else "- | -")
+            + f" | {number(paper['correctness'], 2)} |"
+        )  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def scales(runs: list[dict]) -> str:
+    lines = [
+        "Accuracy per scale bin, % (95 % interval); in brackets the paper's where confirmed:",
+        "",
+        "| data set | model | 0.5-1.0 | 1.0-1.5 | 1.5-2.0 | 2.0-2.5 | 2.5-3.0 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in runs:
+        paper = printed(r["dataset"]["variant"], r["model"])["scales"] or (None,) * 5
+        cells = [
+            interval(s) + (f" [{p:.2f}]" if p is not None else "")
+            for s, p in zip(r["scores"]["scales"], paper, strict=True)
+        ]
+        lines.append(f"| {r['dataset']['paper_name']} | `{r['model']}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def transfer(runs: list[dict]) -> str:
+    """MBG's ctx by what it was trained and tested on: photos or textures."""
+    mbg = [r for r in runs if r["dataset"]["variant"] == "mbg" and r["model"] == "ctx"]
+    kind = {r["dataset"]["digests"]["train"]: _kind(r) for r in mbg}
+    lines = ["| `ctx` trained on | epochs | tested on photos | tested on textures |",
+             "|---|---|---|---|"]  # fmt: skip
+    for source in ("photos", "textures"):
+        rows = [r for r in mbg if kind.get(r["trained_on"]["train"]) == source]
+        for epochs in sorted({r["recipe"]["epochs"] for r in rows}):
+            cells = {_kind(r): interval(r["scores"]["accuracy"]) for r in rows
+                     if r["recipe"]["epochs"] == epochs}  # fmt: skip
+            lines.append(f"| {source} | {epochs} | {cells.get('photos', '')} | "
+                         f"{cells.get('textures', '')} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _kind(run: dict) -> str:
+    textures = run["dataset"]["sources"]["backgrounds"]["source"] == "textures"
+    return "textures" if textures else "photos"
+
+
+def interval(rate: dict) -> str:
+    return f"{100 * rate['value']:.2f} ({100 * rate['low']:.1f} .. {100 * rate['high']:.1f})"
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def replace(file: Path, name: str, text: str) -> None:
+    pattern = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+    whole = file.read_text()
+    if not pattern.search(whole):
+        raise SystemExit(f"{file} has no marker <!-- {name} --> ... <!-- /{name} -->.")
+    file.write_text(pattern.sub(lambda _: f"<!-- {name} -->\n{text}<!-- /{name} -->", whole))
+
+
+if __name__ == "__main__":
+    main()
