@@ -24,6 +24,14 @@ def table(result: dict) -> str:
         f"{name:24}{_percent(r['value'])}   {_interval(r):16}{r['n']:>7}{_paper(p, '.2f')}"
         for name, r, p in rows
     ]
+    sources = dataset["sources"]
+    photos = sources["backgrounds"]["source"] not in ("textures", "gaussian")
+    if (paper["accuracy"] or paper["correctness"]) and not (
+        photos and sources["digits"]["source"] == "mnist"
+    ):
+        lines.append(
+            "(the paper's data: MNIST, PAN's distractors, SUN photos; not this data set's)"
+        )
     if scores["masks"]:
         lines.append("")
         names = {
