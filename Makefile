@@ -14,7 +14,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 # MREF on hand-drawn strokes: it learns within the minutes that a demo has.
 demo: $(VENV)/.ready
 	$(BIN)/mnistattn generate --variant mref --digits strokes --out data/demo --overwrite \
-	    --train 8000 --val 500 --test 2000
+	    --train 7000 --val 500 --test 1000
 	$(BIN)/mnistattn show data/demo --out data/demo/sheet.png
 	$(BIN)/mnistattn evaluate --model ctx --data data/demo --epochs 7 --batch-size 16 --lr 0.002 \
 	    --queries fresh --out runs/demo
