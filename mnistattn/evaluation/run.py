@@ -100,7 +100,7 @@ def _run(model, options, card, recipe, seed, device, run, checkpoint, progress) 
         test = load_feed(card, "test", device)
     network = network.to(device, memory_format=torch.channels_last)
 
-    arrays = read_split(card, "test", [n for n in _truth(card)])
+    arrays = read_split(card, "test", _truth(card))
     masks = answer_masks(arrays)
     scale = arrays["scale"][np.arange(len(masks)), arrays["target"]]
     samples = score_samples(network, test, masks, scale, progress=progress)
@@ -126,7 +126,7 @@ def _run(model, options, card, recipe, seed, device, run, checkpoint, progress) 
         | {"python": platform.python_version()},
     }  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
-    weights = {k: v for k, v in network.state_dict().items()}
+    weights = network.state_dict()
     if not checkpoint:
         save_tensors(run / "model.safetensors", weights,
                      {"identity": identity, "history": history})  # fmt: skip
