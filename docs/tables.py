@@ -33,7 +33,7 @@ def accuracy_table(runs: list[dict]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in runs:
-        paper = printed(r["dataset"]["variant"], r["model"])
+        paper = printed(r["dataset"]["variant"], r["model"], r["options"])
         a, masks, layers = (r["scores"][k] for k in ("accuracy", "masks", "layers"))
         lines.append(
             f"| {r['dataset']['paper_name']} | `{r['model']}` | {r['recipe']['epochs']}, "
@@ -53,7 +53,7 @@ def scales(runs: list[dict]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for r in runs:
-        paper = printed(r["dataset"]["variant"], r["model"])["scales"] or (None,) * 5
+        paper = printed(r["dataset"]["variant"], r["model"], r["options"])["scales"] or (None,) * 5
         cells = [
             interval(s) + (f" [{p:.2f}]" if p is not None else "")
             for s, p in zip(r["scores"]["scales"], paper, strict=True)

@@ -3,7 +3,7 @@
 import click
 
 from mnistattn.cli import say
-from mnistattn.cli.options import source_options
+from mnistattn.cli.options import parse_settings, source_options
 from mnistattn.generators.variants import COUNTS, VARIANTS
 
 
@@ -12,6 +12,13 @@ from mnistattn.generators.variants import COUNTS, VARIANTS
     epilog="Example: mnistattn evaluate --model ctx --variant mbg --recipe fast --out runs/ctx",
 )
 @click.option("--model", required=True, help="See 'mnistattn models'.")
+@click.option(
+    "--set",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the attention, as hidden=32; see 'mnistattn models --options'.",
+)
 @click.option("--data", default=None, metavar="DIR", help="A data set that exists; or ...")
 @click.option("--variant", default=None, metavar="|".join(VARIANTS),
               help="... data/VARIANT, which is made first where it is missing.")  # fmt: skip
@@ -27,7 +34,7 @@ from mnistattn.generators.variants import COUNTS, VARIANTS
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
               help="Where to compute; auto: the GPU if there is one.")  # fmt: skip
 @click.option("--out", default=None, metavar="DIR",
-              help="The run's directory.  [default: runs/VARIANT-MODEL-RECIPE-seedS]")  # fmt: skip
+              help="The run's directory.  [default: runs/VARIANT-MODEL-OPTIONS-RECIPE-seedS]")  # fmt: skip
 @click.option("--checkpoint", default=None, metavar="FILE",
               help="A model.safetensors to score, without training.")  # fmt: skip
 @click.option("--train", type=int, default=COUNTS["train"], show_default=True,
@@ -35,7 +42,7 @@ from mnistattn.generators.variants import COUNTS, VARIANTS
 @click.option("--val", type=int, default=COUNTS["val"], show_default=True, help="Images.")
 @click.option("--test", type=int, default=COUNTS["test"], show_default=True, help="Images.")
 @source_options
-def command(model, data, variant, **options) -> None:
+def command(model, data, variant, options, **rest) -> None:
     """Train a model (or load a checkpoint), score it on the test split, and write a run directory:
     result.json, model.safetensors, samples.h5, curve.json, picture.png.
 
@@ -44,6 +51,6 @@ def command(model, data, variant, **options) -> None:
     from mnistattn.evaluation.report import table
     from mnistattn.evaluation.run import evaluate
 
-    result = evaluate(model, data, variant, say=say, **options)
+    result = evaluate(model, data, variant, say=say, options=parse_settings(options), **rest)
     click.echo(table(result))
     click.echo(f"\n{result['run']}: result.json, samples.h5, picture.png, model.safetensors")

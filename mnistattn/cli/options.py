@@ -1,6 +1,10 @@
 """Options that several subcommands share."""
 
+import json
+
 import click
+
+from mnistattn.errors import InputError
 
 
 def source_options(command):
@@ -8,6 +12,23 @@ def source_options(command):
     for option in reversed(_SOURCES):
         command = option(command)
     return command
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict:
+    """("hidden=32", "sigma=exp") -> {"hidden": 32, "sigma": "exp"}: numbers, true and false as in
+    JSON, all else as text. InputError for a setting without a name or a value, or given twice."""
+    parsed: dict = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"--set {setting} is no NAME=VALUE, as hidden=32.")
+        if name in parsed:
+            raise InputError(f"--set {name} is given twice: give it once.")
+        try:
+            parsed[name] = json.loads(value)
+        except ValueError:
+            parsed[name] = value
+    return parsed
 
 
 _SOURCES = (

@@ -1,12 +1,13 @@
 """A result as a table for the terminal, with the paper's row beside ours."""
 
 from mnistattn.evaluation.paper import printed
+from mnistattn.models.registry import find
 
 
 def table(result: dict) -> str:
     """The text table of a result (see run.evaluate)."""
     scores, dataset = result["scores"], result["dataset"]
-    paper = printed(dataset["variant"], result["model"])
+    paper = printed(dataset["variant"], result["model"], result["options"])
     scales = paper["scales"] or (None,) * len(scores["scales"])
     rows = [("accuracy", scores["accuracy"], paper["accuracy"])]
     rows += [
@@ -16,7 +17,7 @@ def table(result: dict) -> str:
     lines = [
         f"{result['paper_name']} ({result['model']}) on {dataset['paper_name']}, "
         f"recipe {result['recipe']['name']}, {result['recipe']['epochs']} epochs, "
-        f"seed {result['seed']}",
+        f"seed {result['seed']}{_changed(result)}",
         "",
         f"{'':24}{'ours':>8}   {'95 % interval':16}{'n':>7}{'paper':>9}",
     ]
@@ -57,6 +58,13 @@ def table(result: dict) -> str:
         f"trained in {cost['train_seconds'] / 60:.1f} min on {cost['device']}",
     ]
     return "\n".join(lines)
+
+
+def _changed(result: dict) -> str:
+    """The options that are not the model's defaults."""
+    usual = find(result["model"]).defaults()
+    changed = [f"{k}={v}" for k, v in result["options"].items() if usual.get(k) != v]
+    return "".join(f", {text}" for text in changed)
 
 
 def _percent(value: float | None) -> str:

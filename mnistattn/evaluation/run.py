@@ -34,7 +34,7 @@ from mnistattn.evaluation.train import STATE, autocast, describe, train
 from mnistattn.generators.variants import VARIANTS, Spec, choose
 from mnistattn.memory import keep_freed_memory
 from mnistattn.models.network import build
-from mnistattn.models.registry import find
+from mnistattn.models.registry import choose_options, find
 
 RESULT_VERSION = 1
 PICTURED = 16
@@ -52,10 +52,11 @@ def evaluate(
 
     data: a data set's directory. variant: instead, the data set data/VARIANT, which is made first
     where it is missing (generate_options go to `generate`). epochs, batch_size, lr, queries change
-    the recipe. checkpoint: a model.safetensors that is scored without training. A run that was
-    interrupted goes on where it was, if its directory `out` (default
-    runs/VARIANT-MODEL-RECIPE-seedS) is the same. Raises InputError for a request that cannot be
-    met, MnistattnError for a failure while running.
+    the recipe. options: of the attention, by name (`mnistattn models --options` lists them).
+    checkpoint: a model.safetensors that is scored without training. A run that was interrupted goes
+    on where it was, if its directory `out` (default runs/VARIANT-MODEL-OPTIONS-RECIPE-seedS, OPTIONS
+    being those given) is the same. Raises InputError for a request that cannot be met,
+    MnistattnError for a failure while running.
     """
     unknown = set(generate_options) - GENERATE_OPTIONS
     if unknown:
@@ -66,7 +67,8 @@ def evaluate(
         raise InputError(f"seed {seed} is out of range: give a whole number from 0 to 2^32 - 1.")
     place = _device(device)
     card = _data(data, variant, generate_options, progress, say)
-    name = f"{card.raw['variant']}-{model}-{recipe}-seed{seed}"
+    choices = "".join(f"-{option}={value}" for option, value in sorted((options or {}).items()))
+    name = f"{card.raw['variant']}-{model}{choices}-{recipe}-seed{seed}"
     if checkpoint:
         name += "-checkpoint"
     run = Path(out if out is not None else Path("runs") / name)
@@ -78,13 +80,17 @@ def evaluate(
 
 def _run(model, options, card, recipe, seed, device, run, checkpoint, progress) -> dict:
     keep_freed_memory()
-    network, size = _network(model, options, card, recipe, seed)
+    tensors, note = load_tensors(Path(checkpoint)) if checkpoint else ({}, {})
+    kept = note.get("identity", {})  # of a checkpoint, whose options are its own
+    if kept.get("model") == model:
+        options = kept.get("options", {}) | options
+    options = choose_options(model, options)
+    network, flops = _network(model, options, card, recipe, seed)
     identity = {
         "model": model, "options": options, "recipe": describe(recipe), "seed": seed,
         "data": {split: card.splits.get(split, {}).get("digest") for split in ("train", "val")},
     }  # fmt: skip
     if checkpoint:
-        tensors, note = load_tensors(Path(checkpoint))
         _load(network, tensors, note, model, checkpoint)
         identity, history = note["identity"], note["history"]
         _claim(run, identity)
@@ -118,7 +124,7 @@ def _run(model, options, card, recipe, seed, device, run, checkpoint, progress) 
         "scores": summarize(samples),
         "cost": {
             "parameters": sum(p.numel() for p in network.parameters()),
-            "flops_per_image": _flops(network, size),
+            "flops_per_image": flops,
             "train_seconds": sum(e["seconds"] for e in history),
             "device": _device_name(device), "threads": torch.get_num_threads(),
         },
@@ -169,14 +175,17 @@ def _device_name(device: torch.device) -> str:
 
 
 def _network(model: str, options: dict, card: Card, recipe: Recipe, seed: int):
+    """The network, and the FLOPs of an image, whose count also tries the options on its maps."""
     torch.manual_seed(seed)
     size = card.spec.size
     queries, answers = len(card.query_names), len(card.answer_names)
     try:
         network = build(model, size, queries, answers, recipe.dropout, **options)
-    except TypeError as error:
-        raise InputError(f"model {model} does not take the options {options}: {error}.") from error
-    return network.to(memory_format=torch.channels_last), size
+        return network.to(memory_format=torch.channels_last), _flops(network, size)
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"model {model} cannot be built with {options}: {error}.") from error
 
 
 def _claim(run: Path, identity: dict) -> None:
@@ -215,8 +224,8 @@ def _load(network, tensors, note, model: str, file) -> None:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(
-            f"checkpoint {file} does not fit this data set: it was trained for another image "
-            "size, or other queries or answers."
+            f"checkpoint {file} does not fit: it was trained for another image size, or other "
+            "queries or answers, or with other options."
         ) from error
 
 

@@ -92,8 +92,13 @@ def _epoch(network, optimizer, recipe: Recipe, feed: Feed, seed: int, epoch: int
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(epoch * steps + i, steps)
         query, answer = queries[index].to(device), answers[index].to(device)
-        with autocast(device):
-            logits, _ = network(feed.batch(images[index]), query)
+        try:
+            with autocast(device):
+                logits, _ = network(feed.batch(images[index]), query)
+        except FloatingPointError as error:  # a recurrence met NaN, and says where
+            raise MnistattnError(
+                f"the training diverged in epoch {epoch + 1}: {error}; give a smaller --lr."
+            ) from error
         loss = F.cross_entropy(logits.float(), answer)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnistattn.models.registry import find
+from mnistattn.models.registry import choose_options, find
 
 CHANNELS = 32
 QUERY_DIM = 32
@@ -24,6 +24,8 @@ class Network(nn.Module):
     """forward(images (B, 3, S, S) float in 0 .. 1, query (B,) int64) -> (logits (B, answers), out).
 
     out["attention"] is the list of attention maps (B, 1, h, w), first layer first; empty for none.
+    With `samples=K`, of an attention that is a distribution: logits (B, K, answers) and maps
+    (B, K, h, w) of K passes, each with its own sample in every layer. ValueError for any other.
     """
 
     def __init__(
@@ -51,18 +53,38 @@ class Network(nn.Module):
             nn.Linear(32, answers),
         )
 
-    def forward(self, images: Tensor, query: Tensor) -> tuple[Tensor, dict]:
+    def forward(
+        self, images: Tensor, query: Tensor, samples: int | None = None
+    ) -> tuple[Tensor, dict]:
         """See the class."""
         q = self.embedding(query)
         x, maps = images, []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = F.relu(norm(F.max_pool2d(conv(x), 2)))
             if str(i) in self.attention:
-                a = self.attention[str(i)](x, q)
+                if samples is None:
+                    a = self.attention[str(i)](x, q)
+                else:
+                    x, q, a = self._sample(i, x, q, len(images), samples)
                 x = x * a
-                maps.append(a)
+                maps.append(a if samples is None else a.view(-1, samples, *a.shape[2:]))
         pooled = self.pooled_norm(x.sum((2, 3)))
-        return self.head(torch.cat([pooled, q], 1)), {"attention": maps}
+        logits = self.head(torch.cat([pooled, q], 1))
+        if samples is not None:
+            if not maps:
+                raise ValueError("a network without attention has nothing to sample")
+            logits = logits.view(-1, samples, logits.shape[1])
+        return logits, {"attention": maps}
+
+    def _sample(self, i: int, x: Tensor, q: Tensor, images: int, samples: int):
+        """Features, query and map, the K passes of an image one after the other, from the first
+        attended layer on."""
+        if not getattr(self.attention[str(i)], "has_samples", False):
+            raise ValueError("this attention is no distribution: there is nothing to sample")
+        a = self.attention[str(i)](x, q, samples=samples if len(x) == images else 1)
+        if len(x) == images:
+            x, q = x.repeat_interleave(samples, 0), q.repeat_interleave(samples, 0)
+        return x, q, a.flatten(0, 1)[:, None]
 
 
 def build(
@@ -70,8 +92,9 @@ def build(
 ) -> Network:
     """The network of a model by name, for images of `size` pixels and so many classes.
 
-    options go to the attention module. Raises InputError for an unknown name.
+    options go to the attention module. Raises InputError for an unknown name or option, and for
+    values that do not fit maps of these sizes.
     """
-    row = find(name)
+    row, chosen = find(name), choose_options(name, options)
     attention = row.load() if row.attention else None
-    return Network(attention, row.placement, size, queries, answers, dropout, **options)
+    return Network(attention, row.placement, size, queries, answers, dropout, **chosen)

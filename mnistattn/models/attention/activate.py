@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 
-def gate_or_softmax(score: Tensor, last: bool) -> Tensor:
-    """score (B, 1, H, W) -> map (B, 1, H, W): in (0, 1), or summing to 1 over positions if last."""
-    if last:
-        return torch.softmax(score.flatten(1).float(), 1).view(score.shape).to(score.dtype)
+def gate_or_softmax(score: Tensor, softmax: bool) -> Tensor:
+    """score (B, K, H, W) -> maps (B, K, H, W): in (0, 1), or each summing to 1 over positions."""
+    if softmax:
+        return torch.softmax(score.flatten(2).float(), 2).view(score.shape).to(score.dtype)
     return torch.sigmoid(score)

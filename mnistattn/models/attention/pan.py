@@ -10,6 +10,7 @@ a query out of ten is the same thing.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnistattn.models.attention import check
 from mnistattn.models.attention.activate import gate_or_softmax
 
 
@@ -20,6 +21,7 @@ class CTX(nn.Module):
 
     def __init__(self, channels: int, query_dim: int, *, last: bool, hidden: int = 32):
         super().__init__()
+        check.whole(hidden=hidden)
         size = 1 if last else self.context
         self.last = last
         self.features = nn.Conv2d(channels, hidden, size, padding=size // 2)

@@ -6,6 +6,7 @@ a_ij = softmax_ij(w . tanh(W_x x_ij + W_q q)), on the last map only.
 import torch
 from torch import Tensor, nn
 
+from mnistattn.models.attention import check
 from mnistattn.models.attention.activate import gate_or_softmax
 
 
@@ -14,6 +15,7 @@ class SAN(nn.Module):
 
     def __init__(self, channels: int, query_dim: int, *, last: bool, hidden: int = 32):
         super().__init__()
+        check.whole(hidden=hidden)
         self.features = nn.Conv2d(channels, hidden, 1, bias=False)
         self.query = nn.Linear(query_dim, hidden)
         self.score = nn.Conv2d(hidden, 1, 1, bias=False)  # softmax ignores a bias

@@ -1,0 +1,105 @@
+"""The diagonal LSTM of AttentionRNN (Khandelwal & Sigal, ICCV 2019, eqs. 4-6) as one operator.
+
+Cell (i, j) of the left-to-right LSTM, for a map x:
+
+    [o, f, i, g] = [sigm, sigm, sigm, tanh](W_x x_ij + W_prev h_{i,j-1} + W_up h_{i-1,j} + offset)
+    c_ij = f . c_{i,j-1} + i . g
+    h_ij = o . tanh(c_ij)
+
+Outside the map h and c are zero. The right-to-left LSTM is the same on the column-mirrored map.
+
+backend      where                         what it is
+reference    any device and dtype          plain torch: the definition; can be derived twice
+cpu          CPU; float32 and float64      compiled, hand-written backward (kernels.py, cpu.py)
+
+A backend is a function of the same four tensors; BACKENDS is the place to add one (a GPU's).
+Weights do not depend on it, so a saved model runs on any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from mnistattn.errors import InputError
+
+
+def _cpu(*tensors: Tensor) -> Tensor:
+    from mnistattn.models.recurrence import cpu  # compiled code: imported when it is needed
+
+    return cpu.diagonal_lstm(*tensors)
+
+
+def _reference(*tensors: Tensor) -> Tensor:
+    from mnistattn.models.recurrence import reference
+
+    return reference.diagonal_lstm(*tensors)
+
+
+BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": _reference, "cpu": _cpu}
+
+
+def diagonal_lstm(
+    x: Tensor, input_weight: Tensor, recurrent_weight: Tensor, offset: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """Run the left-to-right and the right-to-left LSTM over a map.
+
+    Args:
+        x: (B, C, m, n), any strides (channels-last is the fast one).
+        input_weight: (2, C, 4t), W_x of the left-to-right ([0]) and the right-to-left LSTM ([1]).
+            Gate order o, f, i, g.
+        recurrent_weight: (2, 2t, 4t): rows [0, t) multiply the h of the previous cell in the row
+            (the left neighbour; the right one for the right-to-left LSTM), rows [t, 2t) the h of
+            the cell above.
+        offset: (B, 2, 4t) or (2, 4t), added at every cell: the bias, and whatever else is the same
+            all over a map. None: zero.
+        backend: a name of BACKENDS; None: the fastest for the device and dtype.
+
+    Returns:
+        hidden (B, 2t, m, n), channels-last: first the t channels of the left-to-right LSTM, which
+        see rows <= i and columns <= j, then those of the other, which see columns >= j.
+
+    float64 is computed in float64, all else in float32 (also under autocast: in a recurrence this
+    long, the errors of half precision would add up) and float16 and bfloat16 maps are answered in
+    their own dtype. On a CPU, NaN or infinity in the inputs raises FloatingPointError, which names
+    where. ValueError for wrong shapes; InputError for an unknown backend.
+    """
+    offset = _check(x, input_weight, recurrent_weight, offset)
+    kind = x.device.type
+    if backend is None:
+        backend = "cpu" if kind == "cpu" else "reference"
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend '{backend}': it is one of {', '.join(BACKENDS)}.")
+    if backend == "cpu" and kind != "cpu":
+        raise InputError(f"backend 'cpu' cannot compute on {kind}: use 'reference'.")
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    known = torch.amp.is_autocast_available(kind)  # not on the meta device
+    with torch.autocast(kind, enabled=False) if known else nullcontext():
+        tensors = (v.to(dtype) for v in (x, input_weight, recurrent_weight, offset))
+        return BACKENDS[backend](*tensors).to(x.dtype)
+
+
+def _check(
+    x: Tensor, input_weight: Tensor, recurrent_weight: Tensor, offset: Tensor | None
+) -> Tensor:
+    """offset as (B, 2, 4t), or ValueError."""
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be (B, C, m, n), none of C, m, n zero, got {tuple(x.shape)}")
+    batch, channels = x.shape[:2]
+    t = recurrent_weight.shape[-1] // 4
+    expected = {
+        "recurrent_weight": (recurrent_weight, (2, 2 * t, 4 * t)),
+        "input_weight": (input_weight, (2, channels, 4 * t)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape or not t:
+            raise ValueError(f"{name} must be {shape}, t > 0, got {tuple(tensor.shape)}")
+    if offset is None:
+        return x.new_zeros(batch, 2, 4 * t)
+    if offset.shape not in ((2, 4 * t), (batch, 2, 4 * t)):
+        raise ValueError(f"offset must be {(batch, 2, 4 * t)}, got {tuple(offset.shape)}")
+    return offset.expand(batch, 2, 4 * t)
