@@ -33,8 +33,12 @@ from mnistattn.generators.variants import COUNTS, VARIANTS
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and order.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
               help="Where to compute; auto: the GPU if there is one.")  # fmt: skip
-@click.option("--out", default=None, metavar="DIR",
-              help="The run's directory.  [default: runs/VARIANT-MODEL-OPTIONS-RECIPE-seedS]")  # fmt: skip
+@click.option(
+    "--out",
+    default=None,
+    metavar="DIR",
+    help="Run directory.  [default: runs/VARIANT-MODEL-OPTIONS-RECIPE-seedS]",
+)
 @click.option("--checkpoint", default=None, metavar="FILE",
               help="A model.safetensors to score, without training.")  # fmt: skip
 @click.option("--train", type=int, default=COUNTS["train"], show_default=True,

@@ -54,8 +54,8 @@ def evaluate(
     where it is missing (generate_options go to `generate`). epochs, batch_size, lr, queries change
     the recipe. options: of the attention, by name (`mnistattn models --options` lists them).
     checkpoint: a model.safetensors that is scored without training. A run that was interrupted goes
-    on where it was, if its directory `out` (default runs/VARIANT-MODEL-OPTIONS-RECIPE-seedS, OPTIONS
-    being those given) is the same. Raises InputError for a request that cannot be met,
+    on where it was, if its directory `out` (default runs/VARIANT-MODEL-OPTIONS-RECIPE-seedS, with
+    the options given) is the same. Raises InputError for a request that cannot be met,
     MnistattnError for a failure while running.
     """
     unknown = set(generate_options) - GENERATE_OPTIONS
