@@ -32,8 +32,8 @@ from mnistattn.errors import MnistattnError
 from mnistattn.evaluation.feed import Feed, load_feed
 from mnistattn.evaluation.recipes import make_recipe
 from mnistattn.evaluation.train import train
-from mnistattn.memory import keep_freed_memory
 from mnistattn.models.network import build
+from mnistattn.process import keep_freed_memory
 
 GOAL = 10
 BATCHES = (32, 64)

@@ -24,6 +24,10 @@ import sys
 import time
 from pathlib import Path
 
+from mnistattn.process import keep_freed_memory, sleep_between_parallel_regions
+
+sleep_between_parallel_regions()  # before torch
+
 import torch
 import torch.nn.functional as F
 from common import machine, machine_line, spread, summary, table, write_json
@@ -33,7 +37,6 @@ from mnistattn.cli.options import parse_settings
 from mnistattn.evaluation.recipes import make_recipe
 from mnistattn.evaluation.run import _flops
 from mnistattn.evaluation.train import _optimizer, autocast
-from mnistattn.memory import keep_freed_memory
 from mnistattn.models import recurrence
 from mnistattn.models.attention import arnn
 from mnistattn.models.network import Network, build

@@ -11,6 +11,7 @@ from importlib import import_module
 import click
 
 from mnistattn.errors import MnistattnError
+from mnistattn.process import sleep_between_parallel_regions
 
 COMMANDS = ("generate", "info", "show", "verify", "evaluate", "models")
 
@@ -46,6 +47,7 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
+    sleep_between_parallel_regions()
     try:
         code = cli.main(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()

@@ -20,7 +20,7 @@ from mnistattn.dataset.format import CARD, FORMAT_VERSION, ContentDigest, layout
 from mnistattn.dataset.paint import Sources
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.generators.variants import COLORS, COUNTS, DIGITS, PALETTE, SPLITS, Spec
-from mnistattn.memory import keep_freed_memory
+from mnistattn.process import keep_freed_memory
 
 BATCH_BYTES = 8 << 20  # of images that a worker draws at a time
 LIBRARIES = ("mnistattn", "numpy", "numba", "h5py", "pillow")

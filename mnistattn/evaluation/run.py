@@ -32,9 +32,9 @@ from mnistattn.evaluation.recipes import Recipe, make_recipe
 from mnistattn.evaluation.score import score_samples, summarize
 from mnistattn.evaluation.train import STATE, autocast, describe, train
 from mnistattn.generators.variants import VARIANTS, Spec, choose
-from mnistattn.memory import keep_freed_memory
 from mnistattn.models.network import build
 from mnistattn.models.registry import choose_options, find
+from mnistattn.process import keep_freed_memory
 
 RESULT_VERSION = 1
 PICTURED = 16
