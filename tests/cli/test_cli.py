@@ -115,7 +115,20 @@ WRONG = [
     ("evaluate --model ctx --data {tiny} --recipe fats", 2, "unknown recipe 'fats'", "fast"),
     ("evaluate --model ctx --data {tiny} --queries each", 2, "'each'", "one, fresh, all"),
     ("evaluate --model ctx --data {tiny} --device tpu", 2, "'tpu'", "auto, cpu, cuda"),
+    ("evaluate --model arnn --data {tiny} --set hiden=8", 2, "no option 'hiden'", "'hidden'?"),
+    ("evaluate --model arnn --data {tiny} --set sigma=log", 2, "unknown sigma 'log'", "softplus"),
+    ("evaluate --model none --data {tiny} --set hidden=8", 2, "it takes none"),
     # numbers
+    ("evaluate --model arnn --data {tiny} --set hidden", 2, "is no NAME=VALUE"),
+    ("evaluate --model arnn --data {tiny} --set hidden=", 2, "is no NAME=VALUE"),
+    ("evaluate --model arnn --data {tiny} --set hidden=0", 2, "hidden 0 is impossible"),
+    ("evaluate --model arnn --data {tiny} --set hidden=1.5", 2, "hidden 1.5 is impossible"),
+    ("evaluate --model arnn --data {tiny} --set hidden=2 --set hidden=3", 2, "given twice"),
+    ("evaluate --model arnn --data {tiny} --set sampled=yes", 2, "give true or false"),
+    ("evaluate --model arnn --data {tiny} --set context_size=4", 2, "give an odd number"),
+    ("evaluate --model arnn --data {tiny} --set spread=-1", 2, "spread -1 is impossible"),
+    ("evaluate --model brnn --data {tiny} --set block=0", 2, "block 0 is impossible"),
+    ("evaluate --model brnn --data {tiny} --set block=7", 2, "larger than a map of 6 x 6"),
     ("generate --variant mref --train -5", 2, "-5 images in train is impossible"),
     ("generate --variant mref --test -1", 2, "-1 images in test is impossible"),
     ("generate --variant mref --train 0 --val 0 --test 0", 2, "no images were asked for"),
@@ -348,6 +361,23 @@ def test_models(call):
     code, out, err = call("models")
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()[1:]] == list(MODELS)
+    code, out, err = call("models --options")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    brnn = next(i for i, line in enumerate(lines) if line.startswith("brnn"))
+    assert "hidden=" in lines[brnn + 1] and "sampled=false" in lines[brnn + 1]
+    assert lines[brnn + 1].endswith("block=2")
+
+
+def test_set(call, tiny, tmp_path):
+    code, out, err = call(
+        f"evaluate --model arnn --set hidden=2 --set context=3 --set sigma=exp --data {tiny} "
+        "--epochs 1 --batch-size 20 --device cpu"
+    )
+    assert code == 0, err
+    run = tmp_path / "runs" / "mref-arnn-context=3-hidden=2-sigma=exp-fast-seed0"
+    options = json.loads((run / "result.json").read_text())["options"]
+    assert (options["hidden"], options["context"], options["sigma"]) == (2, 3, "exp")
 
 
 def test_evaluate(call, tiny, tmp_path):

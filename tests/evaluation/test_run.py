@@ -67,7 +67,8 @@ def test_the_files(done):
 def test_the_result(done, tiny):
     result, card = done.result, read_card(tiny)
     assert (result["format"], result["result_version"]) == ("mnistattn-result", 1)
-    assert (result["model"], result["paper_name"], result["options"]) == ("ctx", "CTX", {})
+    assert (result["model"], result["paper_name"]) == ("ctx", "CTX")
+    assert result["options"] == {"hidden": 32}  # all of them, also those that were not given
     dataset = result["dataset"]
     assert (dataset["variant"], dataset["paper_name"], dataset["seed"]) == ("mref", "MREF", 1)
     assert dataset["spec"] == card.raw["spec"]
@@ -122,6 +123,25 @@ def test_the_network_has_the_best_weights(done, tiny):
     feed = run_module.load_feed(read_card(tiny), "val", torch.device("cpu"))
     (entry,) = json.loads((done.path / "curve.json").read_text())
     assert train.accuracy(network, feed) == entry["val_accuracy"]
+
+
+def test_options(tiny, tmp_path, monkeypatch):
+    """They change the model, name the run, stand in the result, and come with a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    options = {"hidden": 3, "context": 4, "sampled": True}
+    result = quiet("brnn", tiny, options=options, **REQUEST)
+    run = Path("runs/mref-brnn-context=4-hidden=3-sampled=True-fast-seed3")
+    assert Path(result["run"]) == run
+    assert result["options"] == {
+        "hidden": 3, "context": 4, "context_size": 3, "context_kind": "conv", "sampled": True,
+        "independent": False, "sigma": "softplus", "spread": 1.0, "last_map": "softmax", "block": 2,
+    }  # fmt: skip
+    first_line = report.table(result).splitlines()[0]
+    assert first_line.endswith("seed 3, hidden=3, context=4, sampled=True")
+    again = quiet("brnn", tiny, checkpoint=run / "model.safetensors", out="again")
+    assert again["scores"] == result["scores"] and again["options"] == result["options"]
+    with pytest.raises(InputError, match="does not fit.*other options"):
+        quiet("brnn", tiny, checkpoint=run / "model.safetensors", options={"hidden": 4}, out="x")
 
 
 def test_no_attention(tiny, tmp_path):
@@ -179,7 +199,8 @@ def test_the_same_seed_gives_the_same_scores(done, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"seed": 4}, {"epochs": 2}, {"lr": 0.1}, {"queries": "all"}, {"model": "noctx"}],
+    "other", [{"seed": 4}, {"epochs": 2}, {"lr": 0.1}, {"queries": "all"}, {"model": "noctx"},
+              {"options": {"hidden": 8}}],
     ids=str,
 )  # fmt: skip
 def test_another_request_on_the_same_directory(ctx, tiny, other, monkeypatch):
@@ -256,7 +277,7 @@ def test_a_checkpoint_of_another_size(done, tmp_path):
 
     counts = {"train": 0, "val": 0, "test": 2}
     data = generate("mbg-up", tmp_path / "up", digits="strokes", progress=False, **counts)
-    with pytest.raises(InputError, match="does not fit this data set"):
+    with pytest.raises(InputError, match="does not fit.*another image size"):
         quiet("ctx", data, out=tmp_path / "out", checkpoint=done.checkpoint)
 
 
@@ -317,7 +338,11 @@ def test_a_damaged_image_is_not_trained_on(tiny, tmp_path, monkeypatch):
         ({"seed": 1 << 32}, "seed 4294967296 is out of range"),
         ({"epochs": 0}, "epochs 0"),
         ({"recipe": "slow"}, "unknown recipe 'slow'"),
-        ({"options": {"depth": 3}}, "does not take the options {'depth': 3}"),
+        ({"options": {"depth": 3}}, "model ctx has no option 'depth': it takes hidden"),
+        ({"options": {"hiden": 3}}, "Did you mean 'hidden'"),
+        ({"options": {"hidden": 0}}, "hidden 0 is impossible"),
+        ({"model": "none", "options": {"hidden": 3}}, "no option 'hidden': it takes none"),
+        ({"model": "brnn", "options": {"block": 7}}, "block 7 is larger than a map of 6 x 6"),
         ({"data": "nowhere"}, "nowhere is no data set"),
     ],
     ids=str,
@@ -388,6 +413,11 @@ def test_the_printed_numbers():
     assert printed("mbg", "arnn")["correctness"] == 0.42
     assert printed("mbg-up", "arnn")["scales"] == (84.89, 92.25, 94.24, 94.70, 94.52)
     assert printed("mbg-up", "none")["accuracy"] == 91.43
+    assert printed("mbg", "arnn-ind")["accuracy"] == 84.27
+    assert printed("mbg", "arnn-sampled")["correctness"] == 0.39
+    assert printed("mbg-up", "brnn", {"block": 2})["accuracy"] == 92.68
+    assert printed("mbg-up", "brnn", {"block": 3})["scales"][0] == 85.97
+    assert printed("mbg-up", "brnn", {"block": 4})["accuracy"] is None
     assert printed("mbg-inv", "ctx")["accuracy"] == 66.37
     assert printed("mbg-inv", "noctx")["correctness"] == 0.20
 

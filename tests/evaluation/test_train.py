@@ -249,6 +249,15 @@ def test_a_diverging_loss_is_an_error(easy):
         run(easy, dataclasses.replace(FAST, lr=1e30))
 
 
+def test_a_nan_in_a_recurrence_is_named(easy):
+    feed = easy(40)
+    net = network(model="arnn")
+    with torch.no_grad():
+        net.attention["0"].recurrent_weight[1, 0, 0] = torch.nan
+    with pytest.raises(MnistattnError, match="epoch 1.*NaN.*in recurrent_weight; give a smaller"):
+        train(net, FAST, feed, easy(4), 0, progress=False)
+
+
 def test_ctx_can_learn(easy):
     recipe = make_recipe("fast", epochs=12, batch_size=16)
     history = train(network(), recipe, easy(64), easy(16, 1), 0, progress=False)

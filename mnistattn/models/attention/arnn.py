@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from mnistattn.errors import InputError
 from mnistattn.models.attention import check
-from mnistattn.models.attention.activate import gate_or_softmax
+from mnistattn.models.attention.activate import gate_or_softmax, wide
 from mnistattn.models.attention.context import UNetContext
 from mnistattn.models.recurrence import diagonal_lstm
 
@@ -147,15 +147,15 @@ class ARNN(nn.Module):
         weight = torch.block_diag(self.left.weight, self.right.weight)
         left, right = F.linear(hidden.permute(0, 2, 3, 1), weight).split(2, -1)
         right = F.pad(right[:, :-1], (0, 0, 0, 0, 1, 0))
-        mu_l, sigma_l = (left + self.left.bias).float().unbind(-1)
-        mu_r, sigma_r = (right + self.right.bias).float().unbind(-1)
+        mu_l, sigma_l = wide(left + self.left.bias).unbind(-1)
+        mu_r, sigma_r = wide(right + self.right.bias).unbind(-1)
         sigma_l, sigma_r = (self.positive(s) + SIGMA_MIN for s in (sigma_l, sigma_r))
         if self.independent:
             precision_l, precision_r = sigma_l**-2, sigma_r**-2
             variance = 1 / (precision_l + precision_r)
             mu = variance * (precision_l * mu_l + precision_r * mu_r)
             return mu[:, None], variance.sqrt()[:, None]
-        out = self.combine(torch.stack((mu_l, sigma_l, mu_r, sigma_r), -1)).float()
+        out = wide(self.combine(torch.stack((mu_l, sigma_l, mu_r, sigma_r), -1)))
         if not self.sampled:
             return out[:, None, ..., 0], None
         return out[:, None, ..., 0], self.positive(out[:, None, ..., 1]) + SIGMA_MIN

@@ -7,6 +7,7 @@ the result is the same to the bit on any number of them.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,14 @@ def forward(
     """x (B, m, n, C), input_weight (2, C, 4t), recurrent_weight (2, 2t, 4t), offset (B, 2, 4t),
     all float32 or all float64 -> hidden (B, m, n, 2t); and, for the backward, if keep, gates and c.
     """
+    _check_finite(
+        {
+            "the features": x,
+            "input_weight": input_weight,
+            "recurrent_weight": recurrent_weight,
+            "the query or the bias": offset,
+        }
+    )
     x = x.contiguous()
     batch, rows, columns, channels = x.shape
     t = recurrent_weight.shape[2] // 4
@@ -49,16 +58,9 @@ def forward(
         ),
         batch, kernels.TILE,
     )  # fmt: skip
-    # A NaN in cell (i, j) reaches every later one through the forget gate and the recurrence.
+    # A NaN that arises in any cell reaches the last one of its direction.
     if x.numel() and hidden[:, -1, (0, -1)].isnan().any():
-        _name_nan(
-            {
-                "the features": x,
-                "input_weight": input_weight,
-                "recurrent_weight": recurrent_weight,
-                "the query or the bias": offset,
-            }
-        )
+        raise FloatingPointError("the recurrence overflowed, although its inputs are finite")
     return (hidden, gates, c) if keep else (hidden, x.new_empty(0), x.new_empty(0))
 
 
@@ -186,7 +188,12 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="diagonal-lstm")
 
 
-def _name_nan(tensors: dict[str, Tensor]) -> None:
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    """A sum is a tenth of a pass of isfinite; where it overflows, that decides."""
+    if all(math.isfinite(value.sum().item()) for value in tensors.values()):
+        return
     where = [name for name, value in tensors.items() if not value.isfinite().all()]
-    found = f"in {' and in '.join(where)}" if where else "although its inputs are finite"
-    raise FloatingPointError(f"the recurrence of AttentionRNN met NaN or infinity {found}")
+    if where:
+        raise FloatingPointError(
+            f"the recurrence of AttentionRNN met NaN or infinity in {' and in '.join(where)}"
+        )

@@ -296,11 +296,6 @@ def forward(x, weight, offset, hidden, gates, c, keep, first, images, rows, colu
                 cell = u(step % 2)
             before = u(1) - cell if not keep else (cell + u(1) if s else cell - u(1))
             own, left = start + cell * size, start + before * size
-            if step == 0:
-                for b in range(images):
-                    to = j * o_step + u(b) * o_row + channels
-                    for k in range(t):
-                        operand[to + k] = _ZERO
             for b in range(images):
                 _copy(offset, (u(first + b) * u(2) + s) * four_t, gates, (own + u(b)) * width,
                       four_t)  # fmt: skip

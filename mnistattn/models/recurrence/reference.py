@@ -17,7 +17,7 @@ def diagonal_lstm(
     """See `mnistattn.models.recurrence.diagonal_lstm`."""
     left = _one_direction(x, input_weight[0], recurrent_weight[0], offset[:, 0])
     right = _one_direction(x.flip(3), input_weight[1], recurrent_weight[1], offset[:, 1]).flip(3)
-    return torch.cat((left, right), 1)
+    return torch.cat((left, right), 1).contiguous(memory_format=torch.channels_last)
 
 
 def _one_direction(x: Tensor, input_weight: Tensor, recurrent: Tensor, offset: Tensor) -> Tensor:
@@ -37,12 +37,9 @@ def _one_direction(x: Tensor, input_weight: Tensor, recurrent: Tensor, offset: T
         # A zero row on either side stands for the outside of the map.
         h_rows, c_rows = (F.pad(state, (0, 0, 0, 0, 1, 1)) for state in (h, c))
         at = first - first_before  # of the cell above; the cell before is the next one
-        if len(hidden):
-            above, before = h_rows[at : at + len(cells)], h_rows[at + 1 : at + 1 + len(cells)]
-            z = z + torch.cat((before, above), -1) @ recurrent
-            c = c_rows[at + 1 : at + 1 + len(cells)]
-        else:
-            c = z.new_zeros(1, batch, t)
+        above, before = h_rows[at : at + len(cells)], h_rows[at + 1 : at + 1 + len(cells)]
+        z = z + torch.cat((before, above), -1) @ recurrent
+        c = c_rows[at + 1 : at + 1 + len(cells)]
         o, f, i, g = z.split(t, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
