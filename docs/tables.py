@@ -11,16 +11,22 @@ import re
 from pathlib import Path
 
 from mnistattn.evaluation.paper import printed
+from mnistattn.evaluation.report import changed_options
+from mnistattn.models.registry import MODELS
 
 HERE = Path(__file__).parent
-MODELS = ("none", "san", "noctx", "ctx", "arnn")
 
 
 def main() -> None:
     runs = [json.loads(f.read_text()) for f in sorted((HERE / "results" / "runs").glob("*.json"))]
     photos = [r for r in runs if r["dataset"]["sources"]["backgrounds"]["source"] != "textures"]
     at_home = [r for r in photos if r["trained_on"]["train"] == r["dataset"]["digests"]["train"]]
-    at_home.sort(key=lambda r: (r["dataset"]["variant"], MODELS.index(r["model"])))
+    order = list(MODELS)
+    at_home.sort(
+        key=lambda r: (
+            r["dataset"]["variant"], order.index(r["model"]), label(r), r["recipe"]["epochs"]
+        )
+    )  # fmt: skip
     replace(HERE.parent / "README.md", "results", accuracy_table(at_home))
     replace(HERE / "measurements.md", "models", accuracy_table(at_home) + "\n" + scales(at_home))
     replace(HERE / "measurements.md", "transfer", transfer(runs))
@@ -36,7 +42,7 @@ def accuracy_table(runs: list[dict]) -> str:
         paper = printed(r["dataset"]["variant"], r["model"], r["options"])
         a, masks, layers = (r["scores"][k] for k in ("accuracy", "masks", "layers"))
         lines.append(
-            f"| {r['dataset']['paper_name']} | `{r['model']}` | {r['recipe']['epochs']}, "
+            f"| {r['dataset']['paper_name']} | {label(r)} | {r['recipe']['epochs']}, "
             f"{r['recipe']['queries']} | {interval(a)} | {number(paper['accuracy'], 2)} | "
             + (f"{masks['correctness']['value']:.3f} | {layers[-1]['value']:.3f}"
                if masks else "- | -")
@@ -49,7 +55,7 @@ def scales(runs: list[dict]) -> str:
     lines = [
         "Accuracy per scale bin, % (95 % interval); in brackets the paper's where confirmed:",
         "",
-        "| data set | model | 0.5-1.0 | 1.0-1.5 | 1.5-2.0 | 2.0-2.5 | 2.5-3.0 |",
+        "| data set | model, epochs | 0.5-1.0 | 1.0-1.5 | 1.5-2.0 | 2.0-2.5 | 2.5-3.0 |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in runs:
@@ -58,7 +64,8 @@ def scales(runs: list[dict]) -> str:
             interval(s) + (f" [{p:.2f}]" if p is not None else "")
             for s, p in zip(r["scores"]["scales"], paper, strict=True)
         ]
-        lines.append(f"| {r['dataset']['paper_name']} | `{r['model']}` | {' | '.join(cells)} |")
+        lines.append(f"| {r['dataset']['paper_name']} | {label(r)}, {r['recipe']['epochs']} | "
+                     f"{' | '.join(cells)} |")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -81,6 +88,10 @@ def transfer(runs: list[dict]) -> str:
 def _kind(run: dict) -> str:
     textures = run["dataset"]["sources"]["backgrounds"]["source"] == "textures"
     return "textures" if textures else "photos"
+
+
+def label(run: dict) -> str:
+    return " ".join([f"`{run['model']}`", *changed_options(run)])
 
 
 def interval(rate: dict) -> str:

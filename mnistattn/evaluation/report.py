@@ -17,7 +17,7 @@ def table(result: dict) -> str:
     lines = [
         f"{result['paper_name']} ({result['model']}) on {dataset['paper_name']}, "
         f"recipe {result['recipe']['name']}, {result['recipe']['epochs']} epochs, "
-        f"seed {result['seed']}{_changed(result)}",
+        f"seed {result['seed']}" + "".join(f", {option}" for option in changed_options(result)),
         "",
         f"{'':24}{'ours':>8}   {'95 % interval':16}{'n':>7}{'paper':>9}",
     ]
@@ -60,11 +60,10 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _changed(result: dict) -> str:
-    """The options that are not the model's defaults."""
+def changed_options(result: dict) -> list[str]:
+    """The options that are not the model's defaults, as "NAME=VALUE"."""
     usual = find(result["model"]).defaults()
-    changed = [f"{k}={v}" for k, v in result["options"].items() if usual.get(k) != v]
-    return "".join(f", {text}" for text in changed)
+    return [f"{k}={v}" for k, v in result["options"].items() if usual.get(k) != v]
 
 
 def _percent(value: float | None) -> str:
