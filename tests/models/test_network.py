@@ -11,12 +11,12 @@ from mnistattn.evaluation.checkpoint import load_tensors, save_tensors
 from mnistattn.models.attention.pan import CTX, NoCTX
 from mnistattn.models.attention.san import SAN
 from mnistattn.models.network import build
-from mnistattn.models.registry import MODELS, PLACEMENTS, find
+from mnistattn.models.registry import MODELS, PLACEMENTS, choose_options, find
 
 MAPS = {100: [50, 25, 12, 6], 224: [112, 56, 28, 14, 7]}
 BATCH = 4
 # A softmax over positions ignores what is added to all of them: the last score's bias.
-IGNORED = {"ctx": "score.bias", "noctx": "score.bias", "arnn": "combine.bias"}
+IGNORED = {"ctx": "score.bias", "noctx": "score.bias"}
 CASES = [(name, size, *kinds) for name in MODELS for size in MAPS for kinds in ((10, 5), (5, 10))]
 
 
@@ -116,6 +116,146 @@ def test_the_answer_depends_on_the_query():
             assert not torch.equal(a, b), name
 
 
+# ------------------------------------------------------------------------------------- samples
+
+K = 3
+SAMPLED = ["arnn-sampled", "arnn-ind", "arnn-ind-sampled"]
+OPTIONS = {  # that change the computation, beyond the table's rows
+    "arnn": [{"context_kind": "unet"}, {"last_map": "gate"}, {"context_size": 5, "hidden": 4}],
+    "arnn-sampled": [{"block": 2, "sigma": "exp"}],
+    "arnn-ind-sampled": [{"block": 3, "context_kind": "unet"}],
+    "brnn": [{"block": 3}, {"block": 5}],
+}
+
+
+def small(name: str, **options):
+    """A network for 100 px in eval, its norms fitting its two images, and these with queries."""
+    torch.manual_seed(0)
+    network = build(name, 100, 10, 5, **options)
+    for norm in (*network.norms, network.pooled_norm):
+        norm.momentum = None  # the mean of all batches: of one, or eval would be all but zero
+    images, query = torch.rand(2, 3, 100, 100), torch.tensor([3, 8])
+    with torch.no_grad():
+        network(images, query)
+    return network.eval(), images, query
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, o) for name, all_of in OPTIONS.items() for o in all_of], ids=str
+)
+def test_options_change_the_network_and_it_learns(name, options):
+    torch.manual_seed(0)
+    network = build(name, 100, 10, 5, **options)
+    logits, out = network(torch.rand(2, 3, 100, 100), torch.arange(2))
+    assert logits.shape == (2, 5)
+    assert [m.shape for m in out["attention"]] == [(2, 1, s, s) for s in MAPS[100]]
+    sums = out["attention"][-1].sum((1, 2, 3))
+    assert torch.allclose(sums, torch.ones(2)) == ("last_map" not in options)
+    torch.nn.functional.cross_entropy(logits, torch.arange(2)).backward()
+    for parameter_name, parameter in network.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), parameter_name
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"), [*((n, {}) for n in SAMPLED), ("brnn", {"sampled": True})], ids=str
+)
+def test_samples_through_the_network(name, options, training):
+    network, images, query = small(name, **options)
+    logits, out = network.train(training)(images, query, samples=K)
+    assert logits.shape == (2, K, 5) and torch.isfinite(logits).all()
+    assert [m.shape for m in out["attention"]] == [(2, K, s, s) for s in MAPS[100]]
+    for v in (logits, *out["attention"]):
+        assert all((v[:, k] != v[:, k - 1]).any() for k in range(K))
+    torch.testing.assert_close(out["attention"][-1].sum((2, 3)), torch.ones(2, K))
+    assert network(images, query, samples=1)[0].shape == (2, 1, 5)
+    one, out = network(images[:1], query[:1], samples=K)  # as many features as images: one
+    assert one.shape == (1, K, 5) and out["attention"][-1].shape == (1, K, 6, 6)
+    with pytest.raises(ValueError, match="0"):
+        network(images, query, samples=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, K])
+@pytest.mark.parametrize("name", SAMPLED)
+def test_passes_without_spread_are_the_eval_pass(name, count):
+    """In the order of the images, whatever the count, also where it is the number of images."""
+    network, images, query = small(name, spread=0)
+    with torch.no_grad():
+        expected, expected_out = network(images, query)
+        logits, out = network(images, query, samples=count)
+    for v, e in zip(
+        (logits, *out["attention"]), (expected[:, None], *expected_out["attention"]), strict=True
+    ):
+        torch.testing.assert_close(v, e.expand_as(v), rtol=1e-4, atol=1e-5)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_pass_is_one_sample_in_every_layer(name, monkeypatch):
+    """Pass k of K, with the same normal numbers, is a pass of one sample on its own."""
+    network, images, query = small(name)
+    drawn = []
+
+    def draw(v):
+        drawn.append(torch.randn(v.shape))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "randn_like", draw)
+    with torch.no_grad():
+        logits, out = network(images, query, samples=K)
+        noise = [v.reshape(2, K, *v.shape[2:]) for v in drawn]
+        assert len(noise) == len(MAPS[100])
+        for k in range(K):
+            layers = iter(noise)
+            monkeypatch.setattr(
+                torch, "randn_like", lambda v, k=k, layers=layers: next(layers)[:, k : k + 1]
+            )
+            alone, alone_out = network(images, query, samples=1)
+            torch.testing.assert_close(logits[:, k], alone[:, 0], rtol=1e-4, atol=1e-5)
+            for all_of, one in zip(out["attention"], alone_out["attention"], strict=True):
+                torch.testing.assert_close(all_of[:, k], one[:, 0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_samples_of_an_image_do_not_depend_on_the_others(name):
+    network, images, query = small(name)
+    others, other_query = images.clone(), query.clone()
+    others[1], other_query[1] = torch.rand(3, 100, 100), 5
+    results = []
+    for arguments in ((images, query), (others, other_query)):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            logits, out = network(*arguments, samples=K)
+        results.append((logits, *out["attention"]))
+    for before, after in zip(*results, strict=True):
+        torch.testing.assert_close(before[0], after[0], rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(before[1], after[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - set(SAMPLED)))
+def test_models_that_are_no_distribution_have_no_samples(name):
+    network, images, query = small(name)
+    with pytest.raises(ValueError, match="sample"):
+        network(images, query, samples=K)
+
+
+def test_sampled_models_vary_in_training_and_not_in_eval():
+    for name in SAMPLED:
+        network, images, query = small(name)
+        with torch.no_grad():
+            assert torch.equal(network(images, query)[0], network(images, query)[0])
+            network.attention.train()
+            varies = not torch.equal(network(images, query)[0], network(images, query)[0])
+        assert varies == (name != "arnn-ind"), name
+
+
+def test_a_block_is_at_most_the_last_map():
+    images, query = torch.rand(2, 3, 100, 100), torch.arange(2)
+    assert build("brnn", 100, 10, 5, block=6)(images, query)[0].isfinite().all()
+    with pytest.raises(InputError, match="block 7 .*6 x 6"):
+        build("brnn", 100, 10, 5, block=7)(images, query)
+
+
 # ------------------------------------------------------------------------------------ registry
 
 
@@ -136,6 +276,90 @@ def test_the_table_is_whole():
         assert row.placement in PLACEMENTS
         assert (row.attention == "") == (row.placement == "nowhere")
         assert row.summary and row.paper and row.paper_name
+
+
+ARNN_DEFAULTS = {
+    "hidden": 16, "context": 32, "context_size": 3, "context_kind": "conv", "sampled": False,
+    "independent": False, "sigma": "softplus", "spread": 1.0, "last_map": "softmax", "block": 1,
+}  # fmt: skip
+DEFAULTS = {
+    "none": {},
+    "san": {"hidden": 32},
+    "noctx": {"hidden": 32},
+    "ctx": {"hidden": 32},
+    "arnn": ARNN_DEFAULTS,
+    "arnn-sampled": ARNN_DEFAULTS | {"sampled": True},
+    "arnn-ind": ARNN_DEFAULTS | {"independent": True},
+    "arnn-ind-sampled": ARNN_DEFAULTS | {"sampled": True, "independent": True},
+    "brnn": ARNN_DEFAULTS | {"block": 2},
+}
+
+
+def test_defaults_of_every_model():
+    assert {name: find(name).defaults() for name in MODELS} == DEFAULTS
+    assert {name: choose_options(name, {}) for name in MODELS} == DEFAULTS
+
+
+def test_chosen_options_leave_the_table_alone():
+    for name, row in MODELS.items():
+        if row.attention:
+            chosen = choose_options(name, {"hidden": 7})
+            assert chosen == DEFAULTS[name] | {"hidden": 7}
+            chosen["hidden"] = 9
+            assert find(name).defaults() == DEFAULTS[name]
+    assert choose_options("brnn", {"block": 3}) == DEFAULTS["brnn"] | {"block": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("arnn", "hiden", "hidden"),
+        ("arnn-ind", "context_sise", "context_size"),
+        ("brnn", "blocks", "block"),
+        ("ctx", "Hidden", "hidden"),
+        ("ctx", "block", None),
+        ("arnn", "last", "last_map"),
+        ("arnn", "channels", None),
+        ("none", "hidden", None),
+    ],
+)
+def test_unknown_option(name, wrong, right):
+    for refuse in (
+        lambda: choose_options(name, {wrong: 3}),
+        lambda: build(name, 100, 10, 5, **{wrong: 3}),
+    ):
+        with pytest.raises(InputError, match=f"model {name} has no option '{wrong}'") as caught:
+            refuse()
+        message = str(caught.value)
+        assert all(option in message for option in DEFAULTS[name])
+        assert ("it takes none" in message) == (name == "none")
+        if right:
+            assert message.endswith(f"Did you mean '{right}'?")
+
+
+def test_options_of_an_unknown_model():
+    with pytest.raises(InputError, match="unknown model 'arn'.*Did you mean 'arnn'"):
+        choose_options("arn", {})
+
+
+def test_rows_set_the_options_of_their_family():
+    """In every layer; the activation of the last alone is a softmax."""
+    for name in ("arnn", "arnn-sampled", "arnn-ind", "arnn-ind-sampled", "brnn"):
+        layers = list(build(name, 100, 10, 5).attention.values())
+        expected = tuple(DEFAULTS[name][o] for o in ("sampled", "independent", "block"))
+        assert [(v.sampled, v.independent, v.block) for v in layers] == [expected] * 4
+        assert [layer.softmax for layer in layers] == [False, False, False, True]
+    layers = build("arnn", 100, 10, 5, hidden=5, context=6, last_map="gate").attention.values()
+    assert {layer.recurrent_weight.shape for layer in layers} == {(2, 10, 20)}
+    assert {layer.context.out_channels for layer in layers} == {6}
+    assert not any(layer.softmax for layer in layers)
+
+
+@pytest.mark.parametrize("name", ["san", "noctx", "ctx", "arnn"])
+@pytest.mark.parametrize("hidden", [0, -1, 1.5])
+def test_bad_hidden(name, hidden):
+    with pytest.raises(InputError, match=rf"hidden {hidden}\b"):
+        build(name, 100, 10, 5, hidden=hidden)
 
 
 # ------------------------------------------------------------------- attentions, pixel by pixel

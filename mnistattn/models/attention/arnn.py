@@ -64,6 +64,8 @@ class ARNN(nn.Module):
             to show several modes).
         last_map: `softmax` over positions in the last layer, or a sigmoid `gate` there too.
         block: g of BRNN, from 1 (no blocks) to the map's shorter side.
+        local: ours, not in the paper: mu gets a local term too, w . ReLU(X^c + W_q q), which is
+            CTX's attention on the same context; what the recurrence blurs need not pass through it.
 
     Raises InputError for an option out of its range, and in `forward` for a map smaller than the
     block.
@@ -73,11 +75,11 @@ class ARNN(nn.Module):
         self, channels: int, query_dim: int, *, last: bool, hidden: int = 16, context: int = 32,
         context_size: int = 3, context_kind: str = "conv", sampled: bool = False,
         independent: bool = False, sigma: str = "softplus", spread: float = 1.0,
-        last_map: str = "softmax", block: int = 1,
+        last_map: str = "softmax", block: int = 1, local: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         check.whole(hidden=hidden, context=context, block=block, context_size=context_size)
-        check.truth(sampled=sampled, independent=independent)
+        check.truth(sampled=sampled, independent=independent, local=local)
         check.one_of("context_kind", context_kind, CONTEXTS)
         check.one_of("sigma", sigma, POSITIVE)
         check.one_of("last_map", last_map, LAST)
@@ -105,6 +107,10 @@ class ARNN(nn.Module):
         if not independent:
             # sigma is only for samples, and a softmax ignores a bias: no parameter without effect.
             self.combine = nn.Linear(4, 2 if sampled else 1, bias=sampled or not self.softmax)
+        if local:
+            self.local_query = nn.Linear(query_dim, context)
+            self.local_score = nn.Linear(context, 1, bias=False)
+        self.local = local
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -150,15 +156,19 @@ class ARNN(nn.Module):
         mu_l, sigma_l = wide(left + self.left.bias).unbind(-1)
         mu_r, sigma_r = wide(right + self.right.bias).unbind(-1)
         sigma_l, sigma_r = (self.positive(s) + SIGMA_MIN for s in (sigma_l, sigma_r))
+        local: Tensor | float = 0.0
+        if self.local:
+            e = F.relu(context + self.local_query(query)[:, :, None, None]).permute(0, 2, 3, 1)
+            local = wide(self.local_score(e)).permute(0, 3, 1, 2)
         if self.independent:
             precision_l, precision_r = sigma_l**-2, sigma_r**-2
             variance = 1 / (precision_l + precision_r)
             mu = variance * (precision_l * mu_l + precision_r * mu_r)
-            return mu[:, None], variance.sqrt()[:, None]
+            return mu[:, None] + local, variance.sqrt()[:, None]
         out = wide(self.combine(torch.stack((mu_l, sigma_l, mu_r, sigma_r), -1)))
         if not self.sampled:
-            return out[:, None, ..., 0], None
-        return out[:, None, ..., 0], self.positive(out[:, None, ..., 1]) + SIGMA_MIN
+            return out[:, None, ..., 0] + local, None
+        return out[:, None, ..., 0] + local, self.positive(out[:, None, ..., 1]) + SIGMA_MIN
 
     def forward(self, x: Tensor, query: Tensor, samples: int | None = None) -> Tensor:
         """x (B, C, H, W), query (B, Q) -> map (B, 1, H, W): in (0, 1), or a sum of 1 if softmax.
