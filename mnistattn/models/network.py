@@ -92,8 +92,8 @@ def build(
 ) -> Network:
     """The network of a model by name, for images of `size` pixels and so many classes.
 
-    options go to the attention module. Raises InputError for an unknown name or option, and for
-    values that do not fit maps of these sizes.
+    options go to the attention module. Raises InputError for an unknown name or option and for an
+    impossible value; one that does not fit the maps (a block larger than them) in the forward pass.
     """
     row, chosen = find(name), choose_options(name, options)
     attention = row.load() if row.attention else None

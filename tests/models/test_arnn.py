@@ -21,6 +21,7 @@ FAMILY = {
     "brnn": {"block": 2},
     "brnn-sampled": {"block": 2, "sampled": True},
     "unet": {"context_kind": "unet"},
+    "local": {"local": True},
 }
 VARIANTS = FAMILY | {
     "sampled-exp": {"sampled": True, "sigma": "exp", "spread": 2},
@@ -28,9 +29,11 @@ VARIANTS = FAMILY | {
     "context-1": {"context_size": 1},
     "context-5": {"context_size": 5, "hidden": 5},
     "unet-5": {"context_kind": "unet", "context_size": 5, "sampled": True},
+    "local-both": {"local": True, "sampled": True, "independent": True},
     "softmax": {"last": True},
     "softmax-both": {"last": True, "sampled": True, "independent": True},
     "softmax-brnn-3": {"last": True, "block": 3, "sampled": True},
+    "softmax-local-brnn": {"last": True, "block": 2, "local": True, "context_kind": "unet"},
     "gate": {"last": True, "last_map": "gate"},
     "gate-brnn-3": {"last": True, "last_map": "gate", "block": 3, "independent": True},
 }
@@ -157,15 +160,20 @@ def by_the_equations(model: ARNN, options: dict, x: Tensor, query: Tensor):
             if i:
                 mu_r, s_r = model.right.weight @ h_r[i - 1, n - 1 - j] + model.right.bias
             sigma_l, sigma_r = positive(s_l), positive(s_r)
+            local = x.new_zeros(())
+            if options.get("local"):
+                e = context[:, i, j] + model.local_query.weight @ q + model.local_query.bias
+                local = model.local_score.weight[0] @ e.clamp(min=0)
             if options.get("independent"):
                 variance = 1 / (1 / sigma_l**2 + 1 / sigma_r**2)
                 mu = variance * (mu_l / sigma_l**2 + mu_r / sigma_r**2)
-                out.append(torch.stack((mu, variance.sqrt())))
+                out.append(torch.stack((mu + local, variance.sqrt())))
                 continue
             v = model.combine.weight @ torch.stack((mu_l, sigma_l, mu_r, sigma_r))
             if model.combine.bias is not None:
                 v = v + model.combine.bias
-            out.append(torch.stack((v[0], positive(v[1]))) if options.get("sampled") else v)
+            sigma = [positive(v[1])] if options.get("sampled") else []
+            out.append(torch.stack([v[0] + local, *sigma]))
         return torch.stack(out, 1).view(-1, *context.shape[1:])
 
     out = torch.stack([image_and_query(*each) for each in zip(x, query, strict=True)])
@@ -358,7 +366,7 @@ def test_k_samples(name: str, last: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["arnn", "brnn", "unet"])
+@pytest.mark.parametrize("name", ["arnn", "brnn", "unet", "local"])
 def test_a_model_without_sigma_gives_no_samples(name: str) -> None:
     model = random_model(**FAMILY[name])
     with pytest.raises(ValueError, match="samples"):
@@ -387,6 +395,7 @@ def dilated(positions: Tensor, size: int) -> Tensor:
         ("both", {"block": 2}),
         ("both", {"block": 3, "independent": True}),
         ("right", {"block": 2, "context_size": 1}),
+        ("both", {"local": True}),
     ],
     ids=str,
 )
@@ -552,7 +561,7 @@ def test_initial_weights() -> None:
         *itertools.product(("hidden", "context", "block"), (0, -1, 1.5, True)),
         *itertools.product(("context_size",), (0, -1, 2, 4, 3.0)),
         *itertools.product(("spread",), (-0.1, float("nan"), "wide", True)),
-        *itertools.product(("sampled", "independent"), (1, "yes", None)),
+        *itertools.product(("sampled", "independent", "local"), (1, "yes", None)),
         ("sigma", "relu"),
         ("context_kind", "cnn"),
         ("last_map", "sigmoid"),

@@ -122,7 +122,7 @@ K = 3
 SAMPLED = ["arnn-sampled", "arnn-ind", "arnn-ind-sampled"]
 OPTIONS = {  # that change the computation, beyond the table's rows
     "arnn": [{"context_kind": "unet"}, {"last_map": "gate"}, {"context_size": 5, "hidden": 4}],
-    "arnn-sampled": [{"block": 2, "sigma": "exp"}],
+    "arnn-sampled": [{"block": 2, "sigma": "exp"}, {"local": True}],
     "arnn-ind-sampled": [{"block": 3, "context_kind": "unet"}],
     "brnn": [{"block": 3}, {"block": 5}],
 }
@@ -281,6 +281,7 @@ def test_the_table_is_whole():
 ARNN_DEFAULTS = {
     "hidden": 16, "context": 32, "context_size": 3, "context_kind": "conv", "sampled": False,
     "independent": False, "sigma": "softplus", "spread": 1.0, "last_map": "softmax", "block": 1,
+    "local": False,
 }  # fmt: skip
 DEFAULTS = {
     "none": {},

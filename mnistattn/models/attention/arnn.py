@@ -26,6 +26,7 @@ positive (`sigma`), from 0.001 up; the initialisation (`reset_parameters`).
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -85,7 +86,11 @@ class ARNN(nn.Module):
         check.one_of("last_map", last_map, LAST)
         if not context_size % 2:
             raise InputError(f"context_size {context_size} is even: give an odd number.")
-        if isinstance(spread, bool) or not isinstance(spread, (int, float)) or not spread >= 0:
+        if (
+            isinstance(spread, bool)
+            or not isinstance(spread, (int, float))
+            or not (0 <= spread < math.inf)
+        ):
             raise InputError(f"spread {spread} is impossible: give a number from 0.")
         self.softmax = last and last_map == "softmax"
         self.hidden, self.block = hidden, block
@@ -105,7 +110,7 @@ class ARNN(nn.Module):
         self.left = nn.Linear(hidden, 2)
         self.right = nn.Linear(hidden, 2)
         if not independent:
-            # sigma is only for samples, and a softmax ignores a bias: no parameter without effect.
+            # sigma is only for samples, and a softmax ignores mu's bias: neither is there in vain.
             self.combine = nn.Linear(4, 2 if sampled else 1, bias=sampled or not self.softmax)
         if local:
             self.local_query = nn.Linear(query_dim, context)
@@ -179,7 +184,7 @@ class ARNN(nn.Module):
         mu, sigma = self.gaussian(x, query)
         score = mu
         if samples is not None:
-            if sigma is None or samples < 1:
+            if sigma is None or not isinstance(samples, int) or samples < 1:
                 raise ValueError(f"this attention cannot give {samples} samples")
             score = mu + self.spread * sigma * torch.randn_like(mu.expand(-1, samples, -1, -1))
         elif sigma is not None and self.sampled and self.training:

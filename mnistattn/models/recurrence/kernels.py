@@ -291,11 +291,12 @@ def forward(x, weight, offset, hidden, gates, c, keep, first, images, rows, colu
         for step in range(columns):
             j = u(columns - 1 - step if s else step)
             following = j - u(1) if s else j + u(1)
-            cell = u(i * columns) + j
-            if not keep:
-                cell = u(step % 2)
-            before = u(1) - cell if not keep else (cell + u(1) if s else cell - u(1))
-            own, left = start + cell * size, start + before * size
+            if keep:
+                place = u(i * columns) + j
+                before = place + u(1) if s else place - u(1)
+            else:  # the two places in turn
+                place, before = u(step % 2), u(1 - step % 2)
+            own, left = start + place * size, start + before * size
             for b in range(images):
                 _copy(offset, (u(first + b) * u(2) + s) * four_t, gates, (own + u(b)) * width,
                       four_t)  # fmt: skip
