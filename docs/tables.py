@@ -30,6 +30,11 @@ def main() -> None:
     replace(HERE.parent / "README.md", "results", accuracy_table(at_home))
     replace(HERE / "measurements.md", "models", accuracy_table(at_home) + "\n" + scales(at_home))
     replace(HERE / "measurements.md", "transfer", transfer(runs))
+    for name, file in (("steps", "train_step.json"), ("steps-224", "train_step-224.json")):
+        result = json.loads((HERE / "results" / file).read_text())
+        replace(HERE / "measurements.md", name, steps(result))
+    result = json.loads((HERE / "results" / "recurrence.json").read_text())
+    replace(HERE / "measurements.md", "recurrence", recurrence(result))
 
 
 def accuracy_table(runs: list[dict]) -> str:
@@ -88,6 +93,47 @@ def transfer(runs: list[dict]) -> str:
 def _kind(run: dict) -> str:
     textures = run["dataset"]["sources"]["backgrounds"]["source"] == "textures"
     return "textures" if textures else "photos"
+
+
+def steps(result: dict) -> str:
+    """benchmarks/train_step.py's table."""
+    base = result["base"]
+    lines = [
+        f"| model | ms an image | times `{base}` | MFLOP | of the matrix rate | peak memory, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, r in result["models"].items():
+        lines.append(
+            f"| `{name}` | {middle(r['ms_per_image'], 1)} | {middle(r[f'ratio_to_{base}'], 2)} | "
+            f"{r['flops_per_image_step'] / 1e6:.0f} | "
+            f"{100 * r['share_of_matrix_rate']['median']:.0f} % | {r['peak_memory_mib']:.0f} |"
+        )
+    rate = result["matrix_flops_per_second"]["median"] / 1e9
+    lines += ["", f"{result['threads']} threads, {result['size']} px, batches of "
+              f"{result['batch_size']}; a large matrix product in the same rounds: "
+              f"{rate:.0f} GFLOP/s."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def recurrence(result: dict) -> str:
+    """benchmarks/recurrence.py's table."""
+    lines = [
+        "| backend | forward, ms an image | backward | both | times as fast as naive | GFLOP/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, r in result["backends"].items():
+        lines.append(
+            f"| {name} | {middle(r['forward_ms'], 1)} | {middle(r['backward_ms'], 1)} | "
+            f"{middle(r['ms_per_image'], 1)} | {middle(r['times_as_fast_as_naive'], 1)} | "
+            f"{r['gflops']['median']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def middle(numbers: dict, digits: int) -> str:
+    """Median (least .. greatest)."""
+    low, mid, high = (f"{numbers[k]:.{digits}f}" for k in ("min", "median", "max"))
+    return f"{mid} ({low} .. {high})"
 
 
 def label(run: dict) -> str:

@@ -155,7 +155,8 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     rest = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay},
               {"params": rest, "weight_decay": 0.0}]  # fmt: skip
-    return torch.optim.AdamW(groups, recipe.lr)
+    # Fused: one pass instead of a dozen small operations a parameter (1 % of a step of ctx).
+    return torch.optim.AdamW(groups, recipe.lr, fused=True)
 
 
 def _glorot(network: nn.Module) -> None:

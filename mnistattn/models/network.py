@@ -60,7 +60,7 @@ class Network(nn.Module):
         q = self.embedding(query)
         x, maps = images, []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = F.relu(norm(F.max_pool2d(conv(x), 2)))
+            x = F.relu(norm(F.max_pool2d(conv(x), 2)), inplace=True)
             if str(i) in self.attention:
                 if samples is None:
                     a = self.attention[str(i)](x, q)
