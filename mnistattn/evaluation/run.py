@@ -112,7 +112,7 @@ def _run(model, options, card, recipe, seed, device, run, checkpoint, progress) 
     samples = score_samples(network, test, masks, scale, progress=progress)
     result = {
         "format": "mnistattn-result", "result_version": RESULT_VERSION, "model": model,
-        "paper_name": find(model).paper_name, "options": identity["options"],
+        "paper_name": find(model).paper_name, "options": options,
         "dataset": {
             "variant": card.raw["variant"], "paper_name": card.raw["paper_name"],
             "spec": card.raw["spec"], "seed": card.raw["seed"], "sources": card.raw["sources"],

@@ -127,6 +127,7 @@ WRONG = [
     ("evaluate --model arnn --data {tiny} --set sampled=yes", 2, "give true or false"),
     ("evaluate --model arnn --data {tiny} --set context_size=4", 2, "give an odd number"),
     ("evaluate --model arnn --data {tiny} --set spread=-1", 2, "spread -1 is impossible"),
+    ("evaluate --model arnn --data {tiny} --set sharpness=0", 2, "sharpness 0 is impossible"),
     ("evaluate --model brnn --data {tiny} --set block=0", 2, "block 0 is impossible"),
     ("evaluate --model brnn --data {tiny} --set block=7", 2, "larger than a map of 6 x 6"),
     ("generate --variant mref --train -5", 2, "-5 images in train is impossible"),
@@ -366,7 +367,7 @@ def test_models(call):
     lines = out.splitlines()
     brnn = next(i for i, line in enumerate(lines) if line.startswith("brnn"))
     assert "hidden=" in lines[brnn + 1] and "sampled=false" in lines[brnn + 1]
-    assert lines[brnn + 1].endswith("local=false")
+    assert lines[brnn + 1].endswith("sharpness=1.0")
 
 
 def test_set(call, tiny, tmp_path):

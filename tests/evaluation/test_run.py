@@ -135,7 +135,7 @@ def test_options(tiny, tmp_path, monkeypatch):
     assert result["options"] == {
         "hidden": 3, "context": 4, "context_size": 3, "context_kind": "conv", "sampled": True,
         "independent": False, "sigma": "softplus", "spread": 1.0, "last_map": "softmax", "block": 2,
-        "local": False,
+        "local": False, "sharpness": 1.0,
     }  # fmt: skip
     first_line = report.table(result).splitlines()[0]
     assert first_line.endswith("seed 3, hidden=3, context=4, sampled=True")

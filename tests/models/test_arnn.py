@@ -32,6 +32,8 @@ VARIANTS = FAMILY | {
     "local-both": {"local": True, "sampled": True, "independent": True},
     "softmax": {"last": True},
     "softmax-both": {"last": True, "sampled": True, "independent": True},
+    "softmax-sharp": {"last": True, "sharpness": 3, "independent": True, "local": True},
+    "sharp-but-no-softmax": {"sharpness": 3},
     "softmax-brnn-3": {"last": True, "block": 3, "sampled": True},
     "softmax-local-brnn": {"last": True, "block": 2, "local": True, "context_kind": "unet"},
     "gate": {"last": True, "last_map": "gate"},
@@ -190,6 +192,7 @@ def finished(model: ARNN, options: dict, score: Tensor, shape: tuple[int, int]) 
         ]
         score = torch.stack(pixels, -1).unflatten(2, shape)
     if options.get("last") and options.get("last_map") != "gate":
+        score = options.get("sharpness", 1) * score
         return score.exp() / score.exp().sum((2, 3), keepdim=True)
     return 1 / (1 + (-score).exp())
 
@@ -560,7 +563,8 @@ def test_initial_weights() -> None:
     [
         *itertools.product(("hidden", "context", "block"), (0, -1, 1.5, True)),
         *itertools.product(("context_size",), (0, -1, 2, 4, 3.0)),
-        *itertools.product(("spread",), (-0.1, float("nan"), "wide", True)),
+        *itertools.product(("spread",), (-0.1, float("nan"), float("inf"), "wide", True)),
+        *itertools.product(("sharpness",), (0, -1, float("inf"), "sharp", True)),
         *itertools.product(("sampled", "independent", "local"), (1, "yes", None)),
         ("sigma", "relu"),
         ("context_kind", "cnn"),
@@ -571,6 +575,22 @@ def test_initial_weights() -> None:
 def test_bad_options_are_refused(option: str, value: object, last: bool) -> None:
     with pytest.raises(InputError, match=rf"\b{option} '?{value}\b"):
         ARNN(3, 2, last=last, **{option: value})
+
+
+@family
+def test_sharpness_leaves_the_first_maps_alone(options: dict) -> None:
+    """And multiplies how fast a step on their last weights changes them."""
+    x, query = (v.float() for v in random_inputs(5, 4))
+    maps, steps = [], []
+    for sharpness in (1.0, 4.0):
+        torch.manual_seed(3)
+        model = ARNN(3, 2, last=True, hidden=4, sharpness=sharpness, **options).eval()
+        maps.append(model(x, query))
+        row = (model.left if options.get("independent") else model.combine).weight
+        (gradient,) = torch.autograd.grad(maps[-1][..., 0, 0].sum(), row)
+        steps.append(gradient[0])
+    torch.testing.assert_close(*maps)
+    torch.testing.assert_close(4 * steps[0], steps[1])
 
 
 @pytest.mark.parametrize(("shape", "block"), [((2, 5), 3), ((5, 2), 3), ((1, 1), 2), ((4, 4), 5)])

@@ -26,7 +26,6 @@ positive (`sigma`), from 0.001 up; the initialisation (`reset_parameters`).
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
@@ -67,6 +66,9 @@ class ARNN(nn.Module):
         block: g of BRNN, from 1 (no blocks) to the map's shorter side.
         local: ours, not in the paper: mu gets a local term too, w . ReLU(X^c + W_q q), which is
             CTX's attention on the same context; what the recurrence blurs need not pass through it.
+        sharpness: ours, not in the paper: what a softmax is taken of is multiplied by it, from 0.01
+            up. The states are within (-1, 1), so scores grow slowly and maps stay flat. The first
+            weights of mu are divided by it: the same maps at the start, which sharpen faster.
 
     Raises InputError for an option out of its range, and in `forward` for a map smaller than the
     block.
@@ -76,7 +78,7 @@ class ARNN(nn.Module):
         self, channels: int, query_dim: int, *, last: bool, hidden: int = 16, context: int = 32,
         context_size: int = 3, context_kind: str = "conv", sampled: bool = False,
         independent: bool = False, sigma: str = "softplus", spread: float = 1.0,
-        last_map: str = "softmax", block: int = 1, local: bool = False,
+        last_map: str = "softmax", block: int = 1, local: bool = False, sharpness: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
         check.whole(hidden=hidden, context=context, block=block, context_size=context_size)
@@ -86,13 +88,10 @@ class ARNN(nn.Module):
         check.one_of("last_map", last_map, LAST)
         if not context_size % 2:
             raise InputError(f"context_size {context_size} is even: give an odd number.")
-        if (
-            isinstance(spread, bool)
-            or not isinstance(spread, (int, float))
-            or not (0 <= spread < math.inf)
-        ):
-            raise InputError(f"spread {spread} is impossible: give a number from 0.")
+        check.number(0, spread=spread)
+        check.number(0.01, sharpness=sharpness)
         self.softmax = last and last_map == "softmax"
+        self.sharpness = sharpness if self.softmax else 1.0
         self.hidden, self.block = hidden, block
         self.sampled, self.independent, self.spread = sampled, independent, spread
         self.positive = POSITIVE[sigma]
@@ -140,6 +139,10 @@ class ARNN(nn.Module):
             self.input_bias[:, FORGET * self.hidden : (FORGET + 1) * self.hidden] = 1
             if self.block > 1:
                 self.up.weight.fill_(1)
+            for linear in (self.left, self.right) if self.independent else (self.combine,):
+                linear.weight[0] /= self.sharpness  # the row that gives mu
+            if self.local:
+                self.local_score.weight /= self.sharpness
 
     def gaussian(self, x: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
         """mu and sigma of a before its activation, (B, 1, h, w) float each, before a transposed
@@ -193,7 +196,7 @@ class ARNN(nn.Module):
             # Each sample is a map of its own, by the same one-channel transposed convolution.
             score = self.up(score.flatten(0, 1)[:, None])[:, 0].unflatten(0, score.shape[:2])
             score = score[..., : x.shape[2], : x.shape[3]]
-        return gate_or_softmax(score, self.softmax)
+        return gate_or_softmax(self.sharpness * score, self.softmax)
 
     def _blocks(self, x: Tensor) -> Tensor:
         """X^ds (eq. 11)."""

@@ -1,5 +1,6 @@
 """Options of an attention, checked: one clear sentence for each that is impossible."""
 
+import math
 from collections.abc import Iterable
 
 from mnistattn.errors import InputError
@@ -10,6 +11,17 @@ def whole(**values: object) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} {value} is impossible: give a whole number from 1.")
+
+
+def number(least: float, **values: object) -> None:
+    """InputError unless each is a finite number from `least` up."""
+    for name, value in values.items():
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not least <= value < math.inf
+        ):
+            raise InputError(f"{name} {value} is impossible: give a number from {least:g}.")
 
 
 def truth(**values: object) -> None:
