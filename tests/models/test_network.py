@@ -281,7 +281,7 @@ def test_the_table_is_whole():
 ARNN_DEFAULTS = {
     "hidden": 16, "context": 32, "context_size": 3, "context_kind": "conv", "sampled": False,
     "independent": False, "sigma": "softplus", "spread": 1.0, "last_map": "softmax", "block": 1,
-    "local": False,
+    "local": False, "sharpness": 1.0,
 }  # fmt: skip
 DEFAULTS = {
     "none": {},
