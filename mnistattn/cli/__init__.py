@@ -62,7 +62,7 @@ def main() -> None:
     except (BrokenPipeError, SystemExit):  # the reader, `head` say, has gone (click exits then)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, FloatingPointError) as error:
         code = _fail(str(error) or "out of memory.", 1)
     sys.exit(code if isinstance(code, int) else 0)
 

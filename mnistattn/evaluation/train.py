@@ -61,8 +61,13 @@ def train(
         for epoch in range(done, recipe.epochs):
             if _stopped(history, recipe):
                 break
-            entry = _epoch(network, optimizer, recipe, feed, seed, epoch, bar)
-            entry["val_accuracy"] = accuracy(network, validation)
+            try:
+                entry = _epoch(network, optimizer, recipe, feed, seed, epoch, bar)
+                entry["val_accuracy"] = accuracy(network, validation)
+            except FloatingPointError as error:  # a recurrence met NaN, and says where
+                raise MnistattnError(
+                    f"the training diverged in epoch {epoch + 1}: {error}; give a smaller --lr."
+                ) from error
             history.append(entry)
             if entry["val_accuracy"] >= max(e["val_accuracy"] for e in history):
                 best = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -92,13 +97,8 @@ def _epoch(network, optimizer, recipe: Recipe, feed: Feed, seed: int, epoch: int
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(epoch * steps + i, steps)
         query, answer = queries[index].to(device), answers[index].to(device)
-        try:
-            with autocast(device):
-                logits, _ = network(feed.batch(images[index]), query)
-        except FloatingPointError as error:  # a recurrence met NaN, and says where
-            raise MnistattnError(
-                f"the training diverged in epoch {epoch + 1}: {error}; give a smaller --lr."
-            ) from error
+        with autocast(device):
+            logits, _ = network(feed.batch(images[index]), query)
         loss = F.cross_entropy(logits.float(), answer)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
