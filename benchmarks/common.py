@@ -51,6 +51,14 @@ def _version(name: str) -> str:
         return "none"
 
 
+def wait(device) -> None:
+    """Until a torch device has done what it was given."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
 def summary(values: Sequence[float]) -> dict:
     """Median, least and greatest of some measurements, and all of them in order."""
     return {

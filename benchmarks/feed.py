@@ -23,7 +23,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from common import machine, machine_line, spread, summary, table, write_json
+from common import machine, machine_line, spread, summary, table, wait, write_json
 
 from mnistattn import load
 from mnistattn.dataset.format import split_file
@@ -37,12 +37,6 @@ from mnistattn.process import keep_freed_memory
 
 GOAL = 10
 BATCHES = (32, 64)
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def feed_speed(feed: Feed, batch: int, images: int, generator: torch.Generator) -> float:

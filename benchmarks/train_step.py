@@ -30,15 +30,15 @@ sleep_between_parallel_regions()  # before torch
 
 import torch
 import torch.nn.functional as F
-from common import machine, machine_line, spread, summary, table, write_json
+from common import machine, machine_line, spread, summary, table, wait, write_json
 from naive import diagonal_lstm as naive_lstm
 
 from mnistattn.cli.options import parse_settings
 from mnistattn.evaluation.recipes import make_recipe
-from mnistattn.evaluation.run import _flops
-from mnistattn.evaluation.train import _optimizer, autocast
+from mnistattn.evaluation.train import autocast, make_optimizer, training_step
 from mnistattn.models import recurrence
 from mnistattn.models.attention import arnn
+from mnistattn.models.cost import flops_per_image
 from mnistattn.models.network import Network, build
 
 RECURRENCES = {
@@ -52,15 +52,8 @@ MATRIX = 2048
 class PoolLast(Network):
     """The network with pooling after BatchNorm and ReLU: four times their element work."""
 
-    def forward(self, images, query, samples=None):
-        q = self.embedding(query)
-        x, maps = images, []
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = F.max_pool2d(F.relu(norm(conv(x))), 2)
-            if str(i) in self.attention:
-                maps.append(self.attention[str(i)](x, q))
-                x = x * maps[-1]
-        return self.head(torch.cat([self.pooled_norm(x.sum((2, 3))), q], 1)), {"attention": maps}
+    def stage(self, conv, norm, x):
+        return F.max_pool2d(F.relu(norm(conv(x)), inplace=True), 2)
 
 
 class Step:
@@ -76,11 +69,11 @@ class Step:
         network = build(name, size, 10, 5, **options)
         if how == "pool-last":
             network.__class__ = PoolLast
-        self.flops = 3 * _flops(network, size)
+        self.flops = 3 * flops_per_image(network, size)
         self.parameters = sum(p.numel() for p in network.parameters())
         self.network = network.to(device, memory_format=torch.channels_last)
         self.recipe = make_recipe("fast")
-        self.optimizer = _optimizer(self.network, self.recipe)
+        self.optimizer = make_optimizer(self.network, self.recipe)
         images = torch.rand(batch, 3, size, size)
         self.images = images.to(device, memory_format=torch.channels_last)
         self.query = torch.randint(10, (batch,)).to(device)
@@ -92,21 +85,11 @@ class Step:
         wait(self.device)
         start = time.perf_counter()
         for _ in range(steps):
-            with autocast(self.device):
-                logits, _ = self.network(self.images, self.query)
-            loss = F.cross_entropy(logits.float(), self.answer)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
-            self.optimizer.step()
+            training_step(
+                self.network, self.optimizer, self.recipe, self.images, self.query, self.answer
+            )
         wait(self.device)
         return time.perf_counter() - start
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -157,7 +140,7 @@ def main() -> None:
     parser.add_argument(
         "--models",
         default="none,ctx,arnn,arnn:hidden=32,brnn",
-        help="separated by commas; options of one model by '+' or by ','",
+        help="separated by commas, as the options of a model",
     )
     parser.add_argument("--size", type=int, default=100, help="image side, 100 or 224")
     parser.add_argument("--batch-size", type=int, default=32)

@@ -7,7 +7,6 @@ curve.json         the history, an entry an epoch
 picture.png        sixteen test images with query, answer, masks and attention maps
 """
 
-import copy
 import inspect
 import json
 import os
@@ -32,8 +31,9 @@ from mnistattn.evaluation.recipes import Recipe, make_recipe
 from mnistattn.evaluation.score import score_samples, summarize
 from mnistattn.evaluation.train import STATE, autocast, describe, train
 from mnistattn.generators.variants import VARIANTS, Spec, choose
+from mnistattn.models.cost import flops_per_image
 from mnistattn.models.network import build
-from mnistattn.models.registry import choose_options, find
+from mnistattn.models.registry import MODELS, choose_options, find
 from mnistattn.process import keep_freed_memory
 
 RESULT_VERSION = 1
@@ -100,7 +100,7 @@ def _run(model, options, card, recipe, seed, device, run, checkpoint, progress) 
         for split in ("train", "val", "test"):  # fail before an hour of training, not after
             card.digest(split)
         run.mkdir(parents=True, exist_ok=True)
-        _claim(run, identity)
+        identity = _claim(run, identity)
         history = _trained(network, run, recipe, card, seed, identity, device, progress, model)
         recipe_used = describe(recipe)
         test = load_feed(card, "test", device)
@@ -179,29 +179,37 @@ def _network(model: str, options: dict, card: Card, recipe: Recipe, seed: int):
     torch.manual_seed(seed)
     size = card.spec.size
     queries, answers = len(card.query_names), len(card.answer_names)
-    try:
-        network = build(model, size, queries, answers, recipe.dropout, **options)
-        return network.to(memory_format=torch.channels_last), _flops(network, size)
-    except InputError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"model {model} cannot be built with {options}: {error}.") from error
+    network = build(model, size, queries, answers, recipe.dropout, **options)
+    return network.to(memory_format=torch.channels_last), flops_per_image(network, size)
 
 
-def _claim(run: Path, identity: dict) -> None:
-    """Refuse a run directory that holds something else, so that no result is lost."""
+def _claim(run: Path, identity: dict) -> dict:
+    """Refuse a run directory that holds something else, so that no result is lost.
+
+    Returns the identity as the directory has it. It may lack options that the model did not have
+    when the run was made: they had what is their default now.
+    """
+    identity = json.loads(json.dumps(identity))
     for file in (run / "model.safetensors", run / STATE):
-        if file.exists() and load_tensors(file)[1].get("identity") != json.loads(
-            json.dumps(identity)
-        ):
+        if not file.exists():
+            continue
+        kept = load_tensors(file)[1].get("identity", {})
+        if _complete(kept) != _complete(identity):
             raise InputError(
                 f"{run} holds a run of another model, data set, recipe or seed: give another --out."
             )
+        identity = kept
+    return identity
+
+
+def _complete(identity: dict) -> dict:
+    """An identity with all options of its model, if that is known."""
+    row = MODELS.get(identity.get("model", ""))
+    return identity | {"options": row.defaults() | identity.get("options", {})} if row else identity
 
 
 def _trained(network, run, recipe, card, seed, identity, device, progress, model) -> list[dict]:
     """Train the network, or load what the run directory already has; returns the history."""
-    identity = json.loads(json.dumps(identity))
     if (run / "model.safetensors").exists():
         tensors, note = load_tensors(run / "model.safetensors")
         _load(network, tensors, note, model, run / "model.safetensors")
@@ -232,22 +240,6 @@ def _load(network, tensors, note, model: str, file) -> None:
 def _truth(card: Card) -> list[str]:
     names = ["instances", "digit", "scale", "target", "query"]
     return names + (["answers"] if card.spec.row.repeats else [])
-
-
-def _flops(network, size: int) -> int:
-    """Floating-point operations of one image's forward pass (convolutions and matrix products).
-
-    Counted on the meta device, where every model takes its plain torch path.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    shadow = copy.deepcopy(network).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(
-            torch.empty(1, 3, size, size, device="meta"),
-            torch.empty(1, dtype=torch.int64, device="meta"),
-        )
-    return counter.get_total_flops()
 
 
 def _whole(file: Path, write: Callable[[Path], object]) -> None:

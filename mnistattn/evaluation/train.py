@@ -49,7 +49,7 @@ def train(
     """
     if recipe.glorot:
         _glorot(network)
-    optimizer = _optimizer(network, recipe)
+    optimizer = make_optimizer(network, recipe)
     history: list[dict] = []
     best: dict[str, torch.Tensor] = {}
     state_file = run_dir / STATE if run_dir else None
@@ -80,6 +80,22 @@ def train(
     return history
 
 
+def training_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, images: torch.Tensor,
+    query: torch.Tensor, answer: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Forward, loss, backward, clipping and update for images (B, 3, S, S) and the query and answer
+    (B,) int64 of each, all on one device. Returns the loss () and the logits (B, answers)."""
+    with autocast(images.device):
+        logits, _ = network(images, query)
+    loss = F.cross_entropy(logits.float(), answer)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+    optimizer.step()
+    return loss, logits
+
+
 def _epoch(network, optimizer, recipe: Recipe, feed: Feed, seed: int, epoch: int, bar) -> dict:
     generator = torch.Generator().manual_seed(_mix(seed, epoch))
     torch.manual_seed(_mix(seed, epoch))  # dropout and sampled attention
@@ -97,13 +113,8 @@ def _epoch(network, optimizer, recipe: Recipe, feed: Feed, seed: int, epoch: int
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(epoch * steps + i, steps)
         query, answer = queries[index].to(device), answers[index].to(device)
-        with autocast(device):
-            logits, _ = network(feed.batch(images[index]), query)
-        loss = F.cross_entropy(logits.float(), answer)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
-        optimizer.step()
+        batch = feed.batch(images[index])
+        loss, logits = training_step(network, optimizer, recipe, batch, query, answer)
         total += loss.detach() * len(answer)
         hits += (logits.argmax(1) == answer).sum()
         bar.update(len(answer))
@@ -147,7 +158,8 @@ def _stopped(history: list[dict], recipe: Recipe) -> bool:
     return len(scores) - 1 - scores.index(max(scores)) >= recipe.patience
 
 
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser of all parameters."""
     if recipe.optimizer == "rmsprop":
         return torch.optim.RMSprop(network.parameters(), recipe.lr)
     # Weight decay is for matrices: biases, norms' gains and embeddings' rows keep their scale.

@@ -60,7 +60,7 @@ class Network(nn.Module):
         q = self.embedding(query)
         x, maps = images, []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = F.relu(norm(F.max_pool2d(conv(x), 2)), inplace=True)
+            x = self.stage(conv, norm, x)
             if str(i) in self.attention:
                 if samples is None:
                     a = self.attention[str(i)](x, q)
@@ -75,6 +75,10 @@ class Network(nn.Module):
                 raise ValueError("a network without attention has nothing to sample")
             logits = logits.view(-1, samples, logits.shape[1])
         return logits, {"attention": maps}
+
+    def stage(self, conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+        """A stack up to its attention: (B, C, H, W) -> (B, 32, H / 2, W / 2)."""
+        return F.relu(norm(F.max_pool2d(conv(x), 2)), inplace=True)
 
     def _sample(self, i: int, x: Tensor, q: Tensor, images: int, samples: int):
         """Features, query and map, the K passes of an image one after the other, from the first

@@ -145,6 +145,18 @@ def test_options(tiny, tmp_path, monkeypatch):
         quiet("brnn", tiny, checkpoint=run / "model.safetensors", options={"hidden": 4}, out="x")
 
 
+def test_a_run_made_before_an_option_was_there(ctx, tiny, monkeypatch):
+    """It had the default: neither trained again nor refused, while another value still is."""
+    file = ctx / "model.safetensors"
+    tensors, note = run_module.load_tensors(file)
+    note["identity"]["options"] = {}
+    run_module.save_tensors(file, tensors, note)
+    monkeypatch.setattr(run_module, "train", no_training)
+    quiet("ctx", tiny, out=ctx, **REQUEST)
+    with pytest.raises(InputError, match="holds a run of another model"):
+        quiet("ctx", tiny, out=ctx, options={"hidden": 8}, **REQUEST)
+
+
 def test_no_attention(tiny, tmp_path):
     result = quiet("none", tiny, out=tmp_path / "none", **REQUEST)
     assert result["scores"]["masks"] is None

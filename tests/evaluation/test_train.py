@@ -112,12 +112,12 @@ def test_steps():
 
 def test_the_optimizers():
     net = network()
-    adamw = train_module._optimizer(net, RECIPES["fast"])
+    adamw = train_module.make_optimizer(net, RECIPES["fast"])
     decay = {id(p): g["weight_decay"] for g in adamw.param_groups for p in g["params"]}
     assert len(decay) == len(list(net.parameters()))
     for parameter in net.parameters():
         assert decay[id(parameter)] == (0.01 if parameter.ndim > 1 else 0)
-    assert isinstance(train_module._optimizer(net, RECIPES["paper"]), torch.optim.RMSprop)
+    assert isinstance(train_module.make_optimizer(net, RECIPES["paper"]), torch.optim.RMSprop)
 
 
 def test_glorot_reaches_all_matrices():

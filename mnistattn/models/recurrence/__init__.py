@@ -10,7 +10,8 @@ Outside the map h and c are zero. The right-to-left LSTM is the same on the colu
 
 backend      where                         what it is
 reference    any device and dtype          plain torch: the definition; can be derived twice
-cpu          CPU; float32 and float64      compiled, hand-written backward (kernels.py, cpu.py)
+cpu          CPU; float32 and float64      compiled, hand-written backward (kernels.py, cpu.py);
+                                           not with NUMBA_DISABLE_JIT=1
 
 A backend is a function of the same four tensors; BACKENDS is the place to add one (a GPU's).
 Weights do not depend on it, so a saved model runs on any.
@@ -71,7 +72,7 @@ def diagonal_lstm(
     offset = _check(x, input_weight, recurrent_weight, offset)
     kind = x.device.type
     if backend is None:
-        backend = "cpu" if kind == "cpu" else "reference"
+        backend = "cpu" if kind == "cpu" and _compiler() else "reference"
     if backend not in BACKENDS:
         raise InputError(f"unknown backend '{backend}': it is one of {', '.join(BACKENDS)}.")
     if backend == "cpu" and kind != "cpu":
@@ -81,6 +82,13 @@ def diagonal_lstm(
     with torch.autocast(kind, enabled=False) if known else nullcontext():
         tensors = (v.to(dtype) for v in (x, input_weight, recurrent_weight, offset))
         return BACKENDS[backend](*tensors).to(x.dtype)
+
+
+def _compiler() -> bool:
+    """Whether numba compiles: not with NUMBA_DISABLE_JIT=1."""
+    import numba
+
+    return not numba.config.DISABLE_JIT
 
 
 def _check(
