@@ -88,7 +88,7 @@ def _compiler() -> bool:
     """Whether numba compiles: not with NUMBA_DISABLE_JIT=1."""
     import numba
 
-    return not numba.config.DISABLE_JIT
+    return not getattr(numba.config, "DISABLE_JIT", False)
 
 
 def _check(
