@@ -19,7 +19,8 @@ class Feed:
     """A split, ready to be gathered from.
 
     images uint8 (N, H, W, 3); digit, color int64 (N, O), -1 padded; query, answer int64 (N,);
-    answers bool (N, classes): every right answer. `device` is where batches go.
+    answers bool (N, classes): every right answer. `device` is where batches go. instances uint8
+    (N, H, W), only if they were asked for: 0 background, k the k-th object.
     """
 
     images: Tensor
@@ -30,6 +31,7 @@ class Feed:
     answers: Tensor
     asks_color: bool
     device: torch.device
+    instances: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.query)
@@ -38,6 +40,16 @@ class Feed:
         """Images index (B,) as float32 (B, 3, H, W) in 0 .. 1, channels-last, on the device."""
         gathered = self.images.index_select(0, index.to(self.images.device))
         return gathered.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().mul_(1 / 255)
+
+    def masks(self, index: Tensor, query: Tensor) -> Tensor:
+        """The pixels of what a query (B,) asks for in images index (B,): bool (B, H, W), on the
+        device. Needs `instances`."""
+        assert self.instances is not None
+        asked = (self.color if self.asks_color else self.digit)[index] == query.cpu()[:, None]
+        shown = torch.cat([torch.zeros(len(index), 1, dtype=torch.bool), asked], 1)
+        instances = self.instances[index].flatten(1).long()
+        mask = shown.gather(1, instances).view(len(index), *self.instances.shape[1:])
+        return mask.to(self.device)
 
     def pairs(self, queries: str, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """An epoch's (image, query, answer), int64 (n,) each, in random order.
@@ -68,8 +80,13 @@ class Feed:
         return there & (same.sum(2) == 1)
 
 
-def load_feed(card: Card, split: str, device: torch.device, check: bool = True) -> Feed:
-    """Read a split into memory (on the device if it takes no more than half its free memory)."""
+def load_feed(
+    card: Card, split: str, device: torch.device, check: bool = True, masks: bool = False
+) -> Feed:
+    """Read a split into memory (on the device if it takes no more than half its free memory).
+
+    check: compare digests. masks: also keep the instances, for a network that is told the truth.
+    """
     arrays = read_split(card, split, check=check)
     images = torch.from_numpy(arrays["image"])
     if device.type == "cuda":
@@ -90,4 +107,5 @@ def load_feed(card: Card, split: str, device: torch.device, check: bool = True) 
         answers,
         card.spec.row.asks == "color",
         device,
+        torch.from_numpy(arrays["instances"]) if masks else None,
     )

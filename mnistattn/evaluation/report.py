@@ -1,7 +1,6 @@
 """A result as a table for the terminal, with the paper's row beside ours."""
 
 from mnistattn.evaluation.paper import printed
-from mnistattn.models.registry import find
 
 
 def table(result: dict) -> str:
@@ -55,15 +54,16 @@ def table(result: dict) -> str:
     lines += [
         "",
         f"{cost['parameters']:,} parameters, {cost['flops_per_image'] / 1e6:.0f} MFLOP an image, "
-        f"trained in {cost['train_seconds'] / 60:.1f} min on {cost['device']}",
+        f"trained in {cost['train_seconds'] / 60:.1f} min on {cost['device']}; a training step "
+        f"takes {cost['train_times_none']['median']:.2f} times one of 'none', an answer "
+        f"{cost['inference_times_none']['median']:.2f} times",
     ]
     return "\n".join(lines)
 
 
 def changed_options(result: dict) -> list[str]:
     """The options that are not the model's defaults, as "NAME=VALUE"."""
-    usual = find(result["model"]).defaults()
-    return [f"{k}={v}" for k, v in result["options"].items() if usual.get(k) != v]
+    return [f"{k}={v}" for k, v in result["changed_options"].items()]
 
 
 def _percent(value: float | None) -> str:

@@ -1,12 +1,14 @@
 """Evaluate a model on a data set: train it (or load a checkpoint), score it, write a run directory.
 
-result.json        scores, data set and digests, recipe, seed, cost, versions
+result.json        scores, data set and digests, recipe, seed, cost, versions (result.py: the schema)
 model.safetensors  the weights of the best validation epoch
-samples.h5         one row a test image: prediction, scale, every metric
+samples.h5         one row a test image: prediction, scale, every metric; the gallery's maps
+gallery.h5         sixteen test images and their masks, the same for every model
 curve.json         the history, an entry an epoch
-picture.png        sixteen test images with query, answer, masks and attention maps
+picture.png        the gallery with query, answer, masks and attention maps
 """
 
+import hashlib
 import inspect
 import json
 import os
@@ -16,28 +18,32 @@ from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
+from torch import nn
 
 from mnistattn.dataset.read import Card, answer_masks, read_card, read_split
 from mnistattn.dataset.write import generate
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation.checkpoint import load_tensors, save_tensors
-from mnistattn.evaluation.feed import load_feed
+from mnistattn.evaluation.cost import relative_cost
+from mnistattn.evaluation.feed import Feed, load_feed
 from mnistattn.evaluation.metrics import combine
 from mnistattn.evaluation.picture import attention_picture
 from mnistattn.evaluation.recipes import Recipe, make_recipe
+from mnistattn.evaluation.result import RESULT_VERSION, write_json, write_samples
 from mnistattn.evaluation.score import score_samples, summarize
-from mnistattn.evaluation.train import STATE, autocast, describe, train
+from mnistattn.evaluation.train import STATE, autocast, describe, sees_mask, train
 from mnistattn.generators.variants import VARIANTS, Spec, choose
 from mnistattn.models.cost import flops_per_image
 from mnistattn.models.network import build
-from mnistattn.models.registry import MODELS, choose_options, find
+from mnistattn.models.plugin import code_hash
+from mnistattn.models.registry import MODELS, Model, choose_options, find
 from mnistattn.process import keep_freed_memory
 
-RESULT_VERSION = 1
-PICTURED = 16
+GALLERY = 16  # images
+GALLERY_SIDE = 56  # pixels at most, of the maps that are kept of them
+LIBRARIES = ("mnistattn", "torch", "torchvision", "numpy", "numba", "h5py")
 GENERATE_OPTIONS = set(inspect.signature(generate).parameters) | {f.name for f in fields(Spec)}
 
 
@@ -61,88 +67,115 @@ def evaluate(
     unknown = set(generate_options) - GENERATE_OPTIONS
     if unknown:
         raise TypeError(f"evaluate() got unexpected keyword arguments {sorted(unknown)}")
-    find(model)
+    row = find(model)
     changed = make_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr, queries=queries)
     if not 0 <= seed < 1 << 32:
         raise InputError(f"seed {seed} is out of range: give a whole number from 0 to 2^32 - 1.")
-    place = _device(device)
+    place = choose_device(device)
     card = _data(data, variant, generate_options, progress, say)
     choices = "".join(f"-{option}={value}" for option, value in sorted((options or {}).items()))
-    name = f"{card.raw['variant']}-{model}{choices}-{recipe}-seed{seed}"
+    name = f"{card.raw['variant']}-{row.name}{choices}-{recipe}-seed{seed}"
     if checkpoint:
         name += "-checkpoint"
     run = Path(out if out is not None else Path("runs") / name)
     try:
-        return _run(model, options or {}, card, changed, seed, place, run, checkpoint, progress)
+        return _run(row, options or {}, card, changed, seed, place, run, checkpoint, progress, say)
     except OSError as error:
         raise MnistattnError(f"cannot write {run}: {error.strerror or error}.") from error
 
 
-def _run(model, options, card, recipe, seed, device, run, checkpoint, progress) -> dict:
+def _run(row: Model, options, card, recipe, seed, device, run, checkpoint, progress, say) -> dict:
     keep_freed_memory()
     tensors, note = load_tensors(Path(checkpoint)) if checkpoint else ({}, {})
     kept = note.get("identity", {})  # of a checkpoint, whose options are its own
-    if kept.get("model") == model:
+    if kept.get("model") == row.weights:
         options = kept.get("options", {}) | options
-    options = choose_options(model, options)
-    network, flops = _network(model, options, card, recipe, seed)
+    options = choose_options(row, options)
+    network = make_network(row, options, card, recipe, seed)
+    flops = flops_per_image(network, card.spec.size)  # tries the options on its maps, too
+    code = code_hash(row.load() if row.attention else type(network))
     identity = {
-        "model": model, "options": options, "recipe": describe(recipe), "seed": seed,
+        "model": row.weights, "options": options, "recipe": describe(recipe), "seed": seed,
         "data": {split: card.splits.get(split, {}).get("digest") for split in ("train", "val")},
-    }  # fmt: skip
+    } | ({"code": code} if row.kind == "plugged" else {})  # fmt: skip
     if checkpoint:
-        _load(network, tensors, note, model, checkpoint)
+        load_weights(network, tensors, note, row, checkpoint)
         identity, history = note["identity"], note["history"]
         _claim(run, identity)
-        recipe_used = identity["recipe"]
-        test = load_feed(card, "test", device)
     else:
         for split in ("train", "val", "test"):  # fail before an hour of training, not after
             card.digest(split)
         run.mkdir(parents=True, exist_ok=True)
         identity = _claim(run, identity)
-        history = _trained(network, run, recipe, card, seed, identity, device, progress, model)
-        recipe_used = describe(recipe)
-        test = load_feed(card, "test", device)
-    network = network.to(device, memory_format=torch.channels_last)
+        history = _trained(network, run, recipe, card, seed, identity, device, progress, row)
+    recipe = Recipe(**identity["recipe"])
 
-    arrays = read_split(card, "test", _truth(card))
-    masks = answer_masks(arrays)
-    scale = arrays["scale"][np.arange(len(masks)), arrays["target"]]
+    test, masks, scale = load_test(card, device, sees_mask(network))
+    network = network.to(device, memory_format=torch.channels_last)
+    cost = relative_cost(network, recipe, test, card.spec.size)
     samples = score_samples(network, test, masks, scale, progress=progress)
+    if "pixel_auroc" in samples and (samples["pixel_auroc"] == 0.5).all() and row.kind == "plugged":
+        say(f"note: every map of {row.name} is constant, so its correctness is that of chance")
+    layers, product = _gallery(network, test, masks)
+    kept_samples = samples | ({"gallery": _small(product)} if layers else {})
+    defaults = row.defaults()
+    run.mkdir(parents=True, exist_ok=True)
+    if not checkpoint:
+        note = {"identity": identity, "history": history}
+        save_tensors(run / "model.safetensors", network.state_dict(), note)
+    _whole(run / "samples.h5", lambda file: write_samples(file, kept_samples))
+    n = len(product)
+    _whole(run / "gallery.h5", lambda file: write_samples(
+        file, {"image": test.images[:n].cpu().numpy(), "mask": masks[:n]}))  # fmt: skip
+    _whole(run / "curve.json", lambda file: file.write_text(json.dumps(history, indent=1) + "\n"))
+    picture = _picture(test, card, masks, samples, layers, product, row.paper_name)
+    _whole(run / "picture.png", lambda file: picture.save(file, "PNG"))
     result = {
-        "format": "mnistattn-result", "result_version": RESULT_VERSION, "model": model,
-        "paper_name": find(model).paper_name, "options": options,
+        "format": "mnistattn-result", "result_version": RESULT_VERSION, "model": row.name,
+        "kind": row.kind, "paper_name": row.paper_name, "paper": row.paper,
+        "summary": row.summary, "origin": _origin(row), "code": code,
+        "options": options,
+        "changed_options": {k: v for k, v in options.items() if defaults.get(k) != v},
         "dataset": {
             "variant": card.raw["variant"], "paper_name": card.raw["paper_name"],
             "spec": card.raw["spec"], "seed": card.raw["seed"], "sources": card.raw["sources"],
             "digests": {split: entry["digest"] for split, entry in card.splits.items()},
         },
-        "trained_on": identity["data"], "recipe": recipe_used, "seed": identity["seed"],
+        "trained_on": identity["data"], "recipe": identity["recipe"], "seed": identity["seed"],
         "epochs_trained": len(history),
         "best_epoch": max(history, key=lambda e: (e["val_accuracy"], e["epoch"]))["epoch"],
         "scores": summarize(samples),
         "cost": {
             "parameters": sum(p.numel() for p in network.parameters()),
             "flops_per_image": flops,
-            "train_seconds": sum(e["seconds"] for e in history),
+            "train_seconds": sum(e["seconds"] for e in history), **cost,
+            "batch_size": recipe.batch_size,
             "device": _device_name(device), "threads": torch.get_num_threads(),
         },
-        "versions": {name: version(name) for name in ("mnistattn", "torch", "numpy")}
-        | {"python": platform.python_version()},
+        "samples": {
+            "file": "samples.h5",
+            "sha256": hashlib.sha256((run / "samples.h5").read_bytes()).hexdigest(),
+        },
+        "versions": versions(),
     }  # fmt: skip
-    run.mkdir(parents=True, exist_ok=True)
-    weights = network.state_dict()
-    if not checkpoint:
-        save_tensors(run / "model.safetensors", weights,
-                     {"identity": identity, "history": history})  # fmt: skip
-    _whole(run / "samples.h5", lambda file: _write_samples(file, samples))
-    _whole(run / "curve.json", lambda file: file.write_text(json.dumps(history, indent=1) + "\n"))
-    picture = _picture(network, test, card, masks, samples, model)
-    _whole(run / "picture.png", lambda file: picture.save(file, "PNG"))
-    _whole(run / "result.json", lambda file: file.write_text(json.dumps(result, indent=1) + "\n"))
+    _whole(run / "result.json", lambda file: write_json(file, result))
     (run / STATE).unlink(missing_ok=True)
     return result | {"run": str(run)}
+
+
+def versions() -> dict[str, str]:
+    """The versions of all that a score may depend on."""
+    return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+
+
+def load_test(card: Card, device: torch.device, masks: bool) -> tuple[Feed, np.ndarray, np.ndarray]:
+    """The test split: its feed (masks: for a network that needs them), the ground truth bool
+    (N, H, W), and the scale of each target, float32 (N,)."""
+    test = load_feed(card, "test", device, masks=masks)
+    names = ["instances", "digit", "scale", "target", "query"]
+    arrays = read_split(card, "test", names + (["answers"] if card.spec.row.repeats else []))
+    truth = answer_masks(arrays)
+    return test, truth, arrays["scale"][np.arange(len(truth)), arrays["target"]]
 
 
 def _data(data, variant, generate_options, progress, say) -> Card:
@@ -160,7 +193,8 @@ def _data(data, variant, generate_options, progress, say) -> Card:
     return card
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The torch device of --device auto, cpu or cuda. InputError if there is none."""
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device '{name}': it is one of auto, cpu, cuda.")
     if name == "cuda" and not torch.cuda.is_available():
@@ -174,13 +208,27 @@ def _device_name(device: torch.device) -> str:
     return f"CPU ({torch.get_num_threads()} threads)"
 
 
-def _network(model: str, options: dict, card: Card, recipe: Recipe, seed: int):
-    """The network, and the FLOPs of an image, whose count also tries the options on its maps."""
+def make_network(row: Model, options: dict, card: Card, recipe: Recipe, seed: int) -> nn.Module:
+    """The untrained network of a model for a data set. A plugged one is held against the contract
+    (MnistattnError), so that it fails before an hour of training, not after."""
     torch.manual_seed(seed)
     size = card.spec.size
     queries, answers = len(card.query_names), len(card.answer_names)
-    network = build(model, size, queries, answers, recipe.dropout, **options)
-    return network.to(memory_format=torch.channels_last), flops_per_image(network, size)
+    network = build(row, size, queries, answers, recipe.dropout, **options)
+    if row.kind == "plugged":
+        from mnistattn.models.check import first_look
+
+        state = torch.get_rng_state()
+        first_look(network, row, size, queries, answers)
+        torch.set_rng_state(state)
+    return network.to(memory_format=torch.channels_last)
+
+
+def _origin(row: Model) -> str:
+    """Where a model comes from, without the folders of this machine."""
+    if row.kind != "plugged" or ".py" not in row.origin:
+        return row.origin
+    return row.origin.replace("\\", "/").rpartition("/")[2]
 
 
 def _claim(run: Path, identity: dict) -> dict:
@@ -208,26 +256,30 @@ def _complete(identity: dict) -> dict:
     return identity | {"options": row.defaults() | identity.get("options", {})} if row else identity
 
 
-def _trained(network, run, recipe, card, seed, identity, device, progress, model) -> list[dict]:
+def _trained(network, run, recipe, card, seed, identity, device, progress, row: Model):
     """Train the network, or load what the run directory already has; returns the history."""
     if (run / "model.safetensors").exists():
         tensors, note = load_tensors(run / "model.safetensors")
-        _load(network, tensors, note, model, run / "model.safetensors")
+        load_weights(network, tensors, note, row, run / "model.safetensors")
         return note["history"]
-    feed, validation = load_feed(card, "train", device), load_feed(card, "val", device)
+    feed, validation = (load_feed(card, split, device, masks=sees_mask(network))
+                        for split in ("train", "val"))  # fmt: skip
     network.to(device)
-    title = f"{model} on {card.raw['variant']}"
+    title = f"{row.name} on {card.raw['variant']}"
     return train(network, recipe, feed, validation, seed, run, identity, progress, title)
 
 
-def _load(network, tensors, note, model: str, file) -> None:
+def load_weights(network: nn.Module, tensors: dict, note: dict, row: Model, file) -> None:
+    """Put a checkpoint's weights into a network; InputError if they are another model's."""
     if any(name.startswith("last.") for name in tensors):
         raise InputError(
             f"checkpoint {file} is the state of an unfinished training: run that again instead."
         )
     kept = note.get("identity", {}).get("model")
-    if kept != model:
-        raise InputError(f"checkpoint {file} is of model {kept}, not {model}: give --model {kept}.")
+    if kept != row.weights:
+        raise InputError(
+            f"checkpoint {file} is of model {kept}, not {row.weights}: give --model {kept}."
+        )
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -235,11 +287,6 @@ def _load(network, tensors, note, model: str, file) -> None:
             f"checkpoint {file} does not fit: it was trained for another image size, or other "
             "queries or answers, or with other options."
         ) from error
-
-
-def _truth(card: Card) -> list[str]:
-    names = ["instances", "digit", "scale", "target", "query"]
-    return names + (["answers"] if card.spec.row.repeats else [])
 
 
 def _whole(file: Path, write: Callable[[Path], object]) -> None:
@@ -252,30 +299,39 @@ def _whole(file: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _write_samples(file: Path, samples: dict[str, np.ndarray]) -> None:
-    with h5py.File(file, "w") as h5:
-        for name, values in samples.items():
-            h5[name] = values
-
-
 @torch.inference_mode()
-def _picture(network, test, card: Card, masks, samples, model: str):
-    """The first sixteen test images with what the model attends to and answers."""
-    n = min(PICTURED, len(test))
-    index = torch.arange(n)
-    images = test.batch(index)
+def _gallery(network, test: Feed, masks) -> tuple[list[np.ndarray], np.ndarray]:
+    """Of the first sixteen test images: the map of each layer (n, h, w), and the combined one
+    (n, H, W), zero for a network without attention."""
+    index = torch.arange(min(GALLERY, len(test)))
+    told = {"mask": test.masks(index, test.query[index])} if sees_mask(network) else {}
+    attend = getattr(network, "attend", network)
     with autocast(test.device):
-        _, out = network(images, test.query[index].to(test.device))
+        _, out = attend(test.batch(index), test.query[index].to(test.device), **told)
     maps = [a.float().cpu() for a in out["attention"]]
-    product = combine(maps, masks.shape[1:]).numpy() if maps else np.zeros(masks[:n].shape)
-    names = card.answer_names
+    size = masks.shape[1:]
+    product = combine(maps, size).numpy() if maps else np.zeros((len(index), *size))
+    return [a[:, 0].numpy() for a in maps], product
+
+
+def _small(maps: np.ndarray) -> np.ndarray:
+    """Combined maps (n, H, W), each divided by its maximum, as uint8 of GALLERY_SIDE pixels at
+    most: what a board shows."""
+    side = min(GALLERY_SIDE, maps.shape[1])
+    small = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(maps)[:, None], side)[:, 0]
+    peak = small.amax((1, 2), keepdim=True)
+    return (255 * small / peak.clamp(min=1e-300)).round().byte().numpy()
+
+
+def _picture(test: Feed, card: Card, masks, samples, layers, product, name: str):
+    """The gallery with what the model attends to and answers."""
+    n, names = len(product), card.answer_names
     captions = [
         f"{card.query_names[samples['query'][i]]} -> {names[samples['answer'][i]]}, "
         f"said {names[samples['prediction'][i]]}"
         for i in range(n)
     ]
     return attention_picture(
-        test.images[:n].cpu().numpy(), masks[:n], [a[:, 0].numpy() for a in maps], product,
-        captions, [bool(c) for c in samples["correct"][:n]],
-        f"{find(model).paper_name} on {card.raw['paper_name']}",
+        test.images[:n].cpu().numpy(), masks[:n], layers, product, captions,
+        [bool(c) for c in samples["correct"][:n]], f"{name} on {card.raw['paper_name']}",
     )  # fmt: skip

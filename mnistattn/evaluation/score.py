@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from mnistattn.errors import MnistattnError
 from mnistattn.evaluation.feed import Feed
 from mnistattn.evaluation.metrics import (
     SCALE_EDGES,
@@ -17,8 +18,10 @@ from mnistattn.evaluation.metrics import (
     upsample,
     wilson,
 )
-from mnistattn.evaluation.train import autocast
+from mnistattn.evaluation.train import autocast, sees_mask
 
+# Metrics are kept in steps of 2^-16, as float32: so the file that all scores follow from is small.
+STEPS = 1 << 16
 MASK_METRICS = (
     "correctness", "chance", "rank_accuracy", "pointing", "topk_iou", "pixel_auroc",
     "average_precision",
@@ -30,43 +33,49 @@ def score_samples(
     network: nn.Module, feed: Feed, masks: np.ndarray, scale: np.ndarray, batch_size: int = 100,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Per image: query, answer, prediction, correct, scale, scale_bin, and for networks with
-    attention the mask metrics of the combined map and `correctness_layer_k` of each layer's.
+    """Per image: query, answer, prediction, correct, scale, and for networks with attention the
+    mask metrics of the combined map and `correctness_layer_k` of each layer's.
 
-    masks: ground truth, bool (N, H, W). scale: the target's, float32 (N,). Every array is (N,).
+    masks: ground truth, bool (N, H, W). scale: the target's, float32 (N,). Every array is (N,):
+    uint8, bool `correct`, float32. MnistattnError for maps that are negative or not finite.
     """
     network.eval()
+    attend = getattr(network, "attend", network)
     rows: dict[str, list[np.ndarray]] = {}
     size = masks.shape[1:]
     for start in tqdm(range(0, len(feed), batch_size), desc="score", unit="batch",
                       disable=None if progress else True, leave=False):  # fmt: skip
         index = torch.arange(start, min(start + batch_size, len(feed)))
+        mask = torch.from_numpy(masks[index.numpy()])
+        told = {"mask": mask.to(feed.device)} if sees_mask(network) else {}
         with autocast(feed.device):
-            logits, out = network(feed.batch(index), feed.query[index].to(feed.device))
+            logits, out = attend(feed.batch(index), feed.query[index].to(feed.device), **told)
         prediction = logits.argmax(1).cpu()
         row = {
-            "query": feed.query[index],
-            "answer": feed.answer[index],
-            "prediction": prediction,
+            "query": feed.query[index].byte(),
+            "answer": feed.answer[index].byte(),
+            "prediction": prediction.byte(),
             "correct": feed.answers[index, prediction],
         }
         maps = [a.float().cpu() for a in out["attention"]]
         if maps:
-            mask = torch.from_numpy(masks[index.numpy()])
-            row |= mask_metrics(combine(maps, size), mask)
+            try:
+                metrics = mask_metrics(combine(maps, size), mask)
+            except ValueError as error:
+                raise MnistattnError(f"the attention maps cannot be scored: {error}") from error
             for k, layer in enumerate(maps):
-                row[f"correctness_layer_{k + 1}"] = correctness(upsample(layer, size), mask)
+                metrics[f"correctness_layer_{k + 1}"] = correctness(upsample(layer, size), mask)
+            row |= {name: (v * STEPS).round().div(STEPS).float() for name, v in metrics.items()}
         for name, values in row.items():
             rows.setdefault(name, []).append(np.asarray(values))
     samples = {name: np.concatenate(parts) for name, parts in rows.items()}
     samples["scale"] = scale
-    samples["scale_bin"] = scale_bin(torch.from_numpy(scale)).numpy()
     return samples
 
 
 def summarize(samples: dict[str, np.ndarray]) -> dict:
     """The scores of a result from its samples: everything follows from them alone."""
-    correct, bins = samples["correct"], samples["scale_bin"]
+    correct, bins = samples["correct"], scale_bin(torch.from_numpy(samples["scale"])).numpy()
     layers = sum(name.startswith("correctness_layer_") for name in samples)
     return {
         "accuracy": _rate(correct),
@@ -91,7 +100,7 @@ def _mean(samples: dict, name: str, where=slice(None)) -> dict | None:
     """Mean of a metric over the samples where it is defined, its standard error, and n."""
     if name not in samples:
         return None
-    values = samples[name][where]
+    values = samples[name][where].astype(np.float64)
     values = values[~np.isnan(values)]
     if not len(values):
         return {"value": None, "se": None, "n": 0}

@@ -82,13 +82,16 @@ def train(
 
 def training_step(
     network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, images: torch.Tensor,
-    query: torch.Tensor, answer: torch.Tensor,
+    query: torch.Tensor, answer: torch.Tensor, mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Forward, loss, backward, clipping and update for images (B, 3, S, S) and the query and answer
-    (B,) int64 of each, all on one device. Returns the loss () and the logits (B, answers)."""
+    (B,) int64 of each, all on one device. mask (B, S, S): for a network that `sees_mask`, else
+    None. Returns the loss (), with the network's own if it has one, and the logits (B, answers)."""
     with autocast(images.device):
-        logits, _ = network(images, query)
+        logits, out = network(images, query, **({} if mask is None else {"mask": mask}))
     loss = F.cross_entropy(logits.float(), answer)
+    if "loss" in out:
+        loss = loss + out["loss"]
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
@@ -114,7 +117,8 @@ def _epoch(network, optimizer, recipe: Recipe, feed: Feed, seed: int, epoch: int
             group["lr"] = recipe.learning_rate(epoch * steps + i, steps)
         query, answer = queries[index].to(device), answers[index].to(device)
         batch = feed.batch(images[index])
-        loss, logits = training_step(network, optimizer, recipe, batch, query, answer)
+        mask = feed.masks(images[index], query) if sees_mask(network) else None
+        loss, logits = training_step(network, optimizer, recipe, batch, query, answer, mask)
         total += loss.detach() * len(answer)
         hits += (logits.argmax(1) == answer).sum()
         bar.update(len(answer))
@@ -137,10 +141,17 @@ def accuracy(network: nn.Module, feed: Feed, batch_size: int = 256) -> float:
     hits = 0
     for start in range(0, len(feed), batch_size):
         index = torch.arange(start, min(start + batch_size, len(feed)))
+        query = feed.query[index].to(feed.device)
+        told = {"mask": feed.masks(index, query)} if sees_mask(network) else {}
         with autocast(feed.device):
-            logits, _ = network(feed.batch(index), feed.query[index].to(feed.device))
+            logits, _ = network(feed.batch(index), query, **told)
         hits += int(feed.answers[index, logits.argmax(1).cpu()].sum())
     return hits / len(feed)
+
+
+def sees_mask(network: nn.Module) -> bool:
+    """Whether the network must be given the ground truth: the control `oracle`."""
+    return getattr(network, "sees_mask", False) is True
 
 
 def _pairs_per_epoch(feed: Feed, recipe: Recipe) -> int:

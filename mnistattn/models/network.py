@@ -10,11 +10,14 @@ model, since `none` could not answer otherwise. Pooling comes before BatchNorm a
 function up to the batch statistics, and a quarter of the work.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnistattn.models.registry import choose_options, find
+from mnistattn.errors import InputError, MnistattnError
+from mnistattn.models.registry import Model, choose_options, find, load
 
 CHANNELS = 32
 QUERY_DIM = 32
@@ -24,13 +27,16 @@ class Network(nn.Module):
     """forward(images (B, 3, S, S) float in 0 .. 1, query (B,) int64) -> (logits (B, answers), out).
 
     out["attention"] is the list of attention maps (B, 1, h, w), first layer first; empty for none.
+    out["loss"], a scalar, is there if an attention has a loss of its own (see contract.py).
     With `samples=K`, of an attention that is a distribution: logits (B, K, answers) and maps
     (B, K, h, w) of K passes, each with its own sample in every layer. ValueError for any other.
+    mask bool (B, S, S): the ground truth, which a network that `sees_mask` (the control `oracle`)
+    needs, and no other is given. MnistattnError where an attention returns no map.
     """
 
     def __init__(
-        self, attention: type | None, placement: str, size: int, queries: int, answers: int,
-        dropout: float = 0.0, **options,
+        self, attention: Callable[..., nn.Module] | None, placement: str | tuple[int, ...],
+        size: int, queries: int, answers: int, dropout: float = 0.0, **options,
     ):  # fmt: skip
         super().__init__()
         stages = 4 if size < 200 else 5
@@ -41,10 +47,9 @@ class Network(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(CHANNELS) for _ in range(stages))
         self.attention = nn.ModuleDict()
-        for i in range(stages):
-            last = i == stages - 1
-            if attention and (placement == "every" or (placement == "last" and last)):
-                self.attention[str(i)] = attention(CHANNELS, QUERY_DIM, last=last, **options)
+        for i in placed(placement, size) if attention else ():
+            self.attention[str(i)] = attention(CHANNELS, QUERY_DIM, last=i == stages - 1, **options)
+        self.sees_mask = any(getattr(a, "sees_mask", False) for a in self.attention.values())
         self.pooled_norm = nn.BatchNorm1d(CHANNELS)
         self.head = nn.Sequential(
             nn.Dropout(dropout),
@@ -54,16 +59,22 @@ class Network(nn.Module):
         )
 
     def forward(
-        self, images: Tensor, query: Tensor, samples: int | None = None
+        self,
+        images: Tensor,
+        query: Tensor,
+        samples: int | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, dict]:
         """See the class."""
         q = self.embedding(query)
-        x, maps = images, []
+        x = images
+        maps: list[Tensor] = []
+        losses: list[Tensor] = []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = self.stage(conv, norm, x)
             if str(i) in self.attention:
                 if samples is None:
-                    a = self.attention[str(i)](x, q)
+                    a = self._map(self.attention[str(i)], x, q, mask, losses)
                 else:
                     x, q, a = self._sample(i, x, q, len(images), samples)
                 x = x * a
@@ -74,11 +85,35 @@ class Network(nn.Module):
             if not maps:
                 raise ValueError("a network without attention has nothing to sample")
             logits = logits.view(-1, samples, logits.shape[1])
-        return logits, {"attention": maps}
+        out: dict = {"attention": maps}
+        return logits, out | ({"loss": sum(losses)} if losses else {})
+
+    def attend(
+        self, images: Tensor, query: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, dict]:
+        """Logits and the maps to be scored: what forward gives, unless a subclass has others."""
+        return self(images, query, mask=mask)
 
     def stage(self, conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         """A stack up to its attention: (B, C, H, W) -> (B, 32, H / 2, W / 2)."""
         return F.relu(norm(F.max_pool2d(conv(x), 2)), inplace=True)
+
+    def _map(self, attention: nn.Module, x: Tensor, q: Tensor, mask, losses: list) -> Tensor:
+        """The map of one layer, held against the contract; a loss of its own goes to `losses`."""
+        if getattr(attention, "sees_mask", False):
+            return attention(x, q, mask)
+        a = attention(x, q)
+        if isinstance(a, tuple) and len(a) == 2:
+            a, loss = a
+            losses.append(loss)
+        wanted = (len(x), 1, *x.shape[2:])
+        if not isinstance(a, Tensor) or a.shape != wanted or not a.is_floating_point():
+            kind = f"{a.dtype} {tuple(a.shape)}" if isinstance(a, Tensor) else type(a).__name__
+            raise MnistattnError(
+                f"{type(attention).__name__} gave {kind} for features {tuple(x.shape)}: a map must "
+                f"be a float tensor {wanted}."
+            )
+        return a
 
     def _sample(self, i: int, x: Tensor, q: Tensor, images: int, samples: int):
         """Features, query and map, the K passes of an image one after the other, from the first
@@ -91,14 +126,41 @@ class Network(nn.Module):
         return x, q, a.flatten(0, 1)[:, None]
 
 
+def placed(placement: str | tuple[int, ...], size: int) -> list[int]:
+    """The stages, from 0, that have an attention. InputError for map sizes that there are not."""
+    sizes = [size >> (i + 1) for i in range(4 if size < 200 else 5)]
+    if isinstance(placement, str):
+        every = range(len(sizes))
+        return list({"every": every, "last": every[-1:], "nowhere": every[:0]}[placement])
+    wrong = [s for s in placement if s not in sizes]
+    if wrong:
+        raise InputError(f"there is no map of {wrong[0]} pixels: images of {size} have maps of "
+                         f"{', '.join(map(str, sizes))}.")  # fmt: skip
+    return [sizes.index(s) for s in sorted(placement, reverse=True)]
+
+
 def build(
-    name: str, size: int, queries: int, answers: int, dropout: float = 0.0, **options
+    name: str | Model, size: int, queries: int, answers: int, dropout: float = 0.0, **options
 ) -> Network:
-    """The network of a model by name, for images of `size` pixels and so many classes.
+    """The network of a model by name (or row), for images of `size` pixels and so many classes.
 
     options go to the attention module. Raises InputError for an unknown name or option and for an
     impossible value; one that does not fit the maps (a block larger than them) in the forward pass.
+    A whole network of the user's is returned as it is.
     """
-    row, chosen = find(name), choose_options(name, options)
+    row = find(name)
+    chosen = choose_options(row, options)
     attention = row.load() if row.attention else None
-    return Network(attention, row.placement, size, queries, answers, dropout, **chosen)
+    try:
+        if row.placement == "whole" and attention:
+            return attention(size, queries, answers, **chosen)
+        cls = load(row.explain) if row.explain else Network
+        return cls(attention, row.placement, size, queries, answers, dropout, **chosen)
+    except InputError:
+        raise
+    except Exception as error:
+        if row.kind != "plugged":
+            raise
+        raise InputError(
+            f"{row.name} cannot be built with {chosen}: {type(error).__name__}: {error}."
+        ) from error

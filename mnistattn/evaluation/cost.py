@@ -1,0 +1,65 @@
+"""What training and answering cost, as a multiple of `none`'s time in the same process.
+
+Seconds differ from machine to machine, and on one from hour to hour; a ratio of two things run in
+turns does so far less. That is what the board shows.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mnistattn.evaluation.feed import Feed
+from mnistattn.evaluation.recipes import Recipe
+from mnistattn.evaluation.train import autocast, make_optimizer, sees_mask, training_step
+from mnistattn.models.network import build
+
+ROUNDS = 7
+MOST = 32  # images of a timed batch: a ratio does not need more
+
+
+def relative_cost(network: nn.Module, recipe: Recipe, feed: Feed, size: int) -> dict[str, dict]:
+    """train_times_none and inference_times_none: median, min, max over rounds, in each of which
+    both networks take a step (and answer a batch). The network is left as it is."""
+    device = feed.device
+    plain = build("none", size, 10, feed.answers.shape[1], recipe.dropout)
+    pair = [copy.deepcopy(network).to(device), plain.to(device, memory_format=torch.channels_last)]
+    index = torch.arange(min(recipe.batch_size, MOST)) % len(feed)  # BatchNorm needs two
+    images, query, answer = feed.batch(index), feed.query[index].to(device), feed.answer[index]
+    answer = answer.to(device)
+    masks = [feed.masks(index, query) if sees_mask(n) else None for n in pair]
+    optimizers = [make_optimizer(n, recipe) for n in pair]
+
+    def step(i: int) -> None:
+        pair[i].train()
+        training_step(pair[i], optimizers[i], recipe, images, query, answer, masks[i])
+
+    @torch.inference_mode()
+    def infer(i: int) -> None:
+        pair[i].eval()
+        attend = getattr(pair[i], "attend", pair[i])
+        with autocast(device):
+            attend(images, query, **({} if masks[i] is None else {"mask": masks[i]}))
+
+    # Inference first: some steps later a network's weights are not what they were.
+    inference = _in_turns(infer, device)
+    return {"train_times_none": _in_turns(step, device), "inference_times_none": inference}
+
+
+def _in_turns(run: Callable[[int], None], device: torch.device) -> dict:
+    ratios = []
+    for turn in range(ROUNDS + 1):
+        times = [0.0, 0.0]
+        for i in (0, 1) if turn % 2 else (1, 0):  # neither is always the one after the other
+            start = time.perf_counter()
+            run(i)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times[i] = time.perf_counter() - start
+        if turn:  # the first warms up
+            ratios.append(times[0] / times[1])
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios),
+            "rounds": ROUNDS}  # fmt: skip
