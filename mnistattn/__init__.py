@@ -3,13 +3,15 @@
 mnistattn.generate("mbg", "data/mbg")          make a data set
 mnistattn.load("data/mbg", "train")            read it, as a torch data set
 mnistattn.evaluate("ctx", data="data/mbg")     train a model and score it
+@mnistattn.register("mine")                    make an attention of yours known by a name
 """
 
 from importlib import import_module
 
 from mnistattn.errors import InputError, MnistattnError
 
-__all__ = ["InputError", "MnistattnError", "evaluate", "generate", "load", "load_arrays"]
+__all__ = ["InputError", "MnistattnError", "evaluate", "generate", "load", "load_arrays",
+           "register"]  # fmt: skip
 
 # Imported when first used: the command line must not wait for torch to print a help text.
 _LAZY = {
@@ -17,6 +19,7 @@ _LAZY = {
     "load": "mnistattn.dataset.torch_data",
     "load_arrays": "mnistattn.dataset.torch_data",
     "evaluate": "mnistattn.evaluation.run",
+    "register": "mnistattn.models.registry",
 }
 
 

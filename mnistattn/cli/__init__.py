@@ -13,7 +13,10 @@ import click
 from mnistattn.errors import MnistattnError
 from mnistattn.process import sleep_between_parallel_regions
 
-COMMANDS = ("generate", "info", "show", "verify", "evaluate", "models")
+COMMANDS = (
+    "generate", "info", "show", "verify", "evaluate", "models", "new-attention", "check", "score",
+    "retest", "compare", "leaderboard",
+)  # fmt: skip
 
 
 class _Lazy(click.Group):
@@ -25,7 +28,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return import_module(f"mnistattn.cli.{name}").command
+        return import_module(f"mnistattn.cli.{name.replace('-', '_')}").command
 
     def resolve_command(self, ctx, args):
         name = args[0] if args else ""

@@ -11,7 +11,12 @@ from mnistattn.generators.variants import COUNTS, VARIANTS
     "evaluate",
     epilog="Example: mnistattn evaluate --model ctx --variant mbg --recipe fast --out runs/ctx",
 )
-@click.option("--model", required=True, help="See 'mnistattn models'.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME|FILE.py:CLASS|MODULE:CLASS",
+    help="See 'mnistattn models'; or one of your own ('mnistattn new-attention').",
+)
 @click.option(
     "--set",
     "options",
@@ -48,7 +53,7 @@ from mnistattn.generators.variants import COUNTS, VARIANTS
 @source_options
 def command(model, data, variant, options, **rest) -> None:
     """Train a model (or load a checkpoint), score it on the test split, and write a run directory:
-    result.json, model.safetensors, samples.h5, curve.json, picture.png.
+    result.json, model.safetensors, samples.h5, gallery.h5, curve.json, picture.png.
 
     A run that was interrupted goes on after its last whole epoch when started again.
     """

@@ -2,24 +2,42 @@
 
 import click
 
-from mnistattn.models.registry import MODELS
+from mnistattn.models.registry import find, known_models
 
 
 @click.command("models", epilog="Example: mnistattn models --options")
 @click.option("--options", is_flag=True, help="Also what '--set' can change, with its value.")
 def command(options: bool) -> None:
-    """List the models: attention, where it stands in the network, parameters, paper."""
+    """List the models, the package's and those that are plugged in: where the attention stands,
+    parameters and MFLOP of an image (100 pixels), origin, paper."""
+    from mnistattn.errors import MnistattnError
+    from mnistattn.models.cost import flops_per_image
     from mnistattn.models.network import build
 
-    width = max(map(len, MODELS)) + 2
-    click.echo(f"{'name':{width}}{'paper':10}{'attends':9}{'parameters':>11}  what it is")
-    for name, row in MODELS.items():
-        n = sum(p.numel() for p in build(name, 100, 10, 5).parameters())
-        click.echo(f"{name:{width}}{row.paper_name:10}{row.placement:9}{n:>11,}  {row.summary}"
+    models = known_models()
+    width = max(map(len, models)) + 2
+    click.echo(
+        f"{'name':{width}}{'attends':9}{'parameters':>11}{'MFLOP':>7}  {'origin':11}what it is"
+    )
+    for name, row in models.items():
+        try:
+            row = row or find(name)
+            network = build(row, 100, 10, 5)
+            n = sum(p.numel() for p in network.parameters())
+            mflop = flops_per_image(network, 100) / 1e6
+        except MnistattnError as error:
+            click.echo(f"{name:{width}}cannot be used: {error}")
+            continue
+        place = row.placement if isinstance(row.placement, str) else _sizes(row.placement)
+        click.echo(f"{name:{width}}{place:9}{n:>11,}{mflop:>7.0f}  {row.origin:11}{row.summary}"
                    + ("" if row.paper == "-" else f" ({row.paper})"))  # fmt: skip
-        if options and row.attention:
+        if options and row.defaults():
             values = ", ".join(f"{k}={_text(v)}" for k, v in row.defaults().items())
             click.echo(f"{'':{width}}{values}")
+
+
+def _sizes(placement: tuple[int, ...]) -> str:
+    return ",".join(map(str, placement))
 
 
 def _text(value) -> str:

@@ -26,7 +26,10 @@ def relative_cost(network: nn.Module, recipe: Recipe, feed: Feed, size: int) -> 
     both networks take a step (and answer a batch). The network is left as it is."""
     device = feed.device
     plain = build("none", size, 10, feed.answers.shape[1], recipe.dropout)
-    pair = [copy.deepcopy(network).to(device), plain.to(device, memory_format=torch.channels_last)]
+    pair: list[nn.Module] = [
+        copy.deepcopy(network).to(device),
+        plain.to(device).to(memory_format=torch.channels_last),
+    ]
     index = torch.arange(min(recipe.batch_size, MOST)) % len(feed)  # BatchNorm needs two
     images, query, answer = feed.batch(index), feed.query[index].to(device), feed.answer[index]
     answer = answer.to(device)

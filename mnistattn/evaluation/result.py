@@ -108,7 +108,7 @@ class Ratio(_Section):
 
 class Cost(_Section):
     """parameters of the whole network; flops_per_image of a forward pass (convolutions and matrix
-    products); train_seconds as they were, wherever it was trained; the ratios where it was scored."""
+    products); train_seconds where it was trained; the ratios where it was scored."""
 
     parameters: Count
     flops_per_image: Count
@@ -172,7 +172,7 @@ class Retest(_Section):
     versions: dict[str, str]
 
 
-_KINDS = {
+_KINDS: dict[str, tuple[type[_Section], str, int]] = {
     "mnistattn-result": (Result, "result_version", RESULT_VERSION),
     "mnistattn-retest": (Retest, "retest_version", RETEST_VERSION),
 }
@@ -211,7 +211,9 @@ def read_result(path: str | Path) -> tuple[Path, dict]:
     try:
         raw = json.loads(file.read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"{file} does not exist: give a result.json or a run directory.") from error
+        raise InputError(
+            f"{file} does not exist: give a result.json or a run directory."
+        ) from error
     except (ValueError, OSError) as error:
         raise InputError(f"{file} is damaged: it is no whole JSON file.") from error
     try:
@@ -271,7 +273,9 @@ def differences(scores: dict, samples: dict[str, np.ndarray], one_answer: bool) 
 
 def _same(kept, made) -> bool:
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (kept, made))
-    return math.isclose(kept, made, rel_tol=TOLERANCE, abs_tol=TOLERANCE) if numbers else kept == made
+    return (
+        math.isclose(kept, made, rel_tol=TOLERANCE, abs_tol=TOLERANCE) if numbers else kept == made
+    )
 
 
 def _pairs(kept, made, place: str) -> Iterator[tuple[str, object, object]]:

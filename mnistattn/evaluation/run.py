@@ -1,6 +1,6 @@
 """Evaluate a model on a data set: train it (or load a checkpoint), score it, write a run directory.
 
-result.json        scores, data set and digests, recipe, seed, cost, versions (result.py: the schema)
+result.json        scores, data set and digests, recipe, seed, cost, versions; see result.py
 model.safetensors  the weights of the best validation epoch
 samples.h5         one row a test image: prediction, scale, every metric; the gallery's maps
 gallery.h5         sixteen test images and their masks, the same for every model
@@ -111,7 +111,7 @@ def _run(row: Model, options, card, recipe, seed, device, run, checkpoint, progr
     recipe = Recipe(**identity["recipe"])
 
     test, masks, scale = load_test(card, device, sees_mask(network))
-    network = network.to(device, memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=torch.channels_last)
     cost = relative_cost(network, recipe, test, card.spec.size)
     samples = score_samples(network, test, masks, scale, progress=progress)
     if "pixel_auroc" in samples and (samples["pixel_auroc"] == 0.5).all() and row.kind == "plugged":
@@ -123,13 +123,13 @@ def _run(row: Model, options, card, recipe, seed, device, run, checkpoint, progr
     if not checkpoint:
         note = {"identity": identity, "history": history}
         save_tensors(run / "model.safetensors", network.state_dict(), note)
-    _whole(run / "samples.h5", lambda file: write_samples(file, kept_samples))
+    whole(run / "samples.h5", lambda file: write_samples(file, kept_samples))
     n = len(product)
-    _whole(run / "gallery.h5", lambda file: write_samples(
+    whole(run / "gallery.h5", lambda file: write_samples(
         file, {"image": test.images[:n].cpu().numpy(), "mask": masks[:n]}))  # fmt: skip
-    _whole(run / "curve.json", lambda file: file.write_text(json.dumps(history, indent=1) + "\n"))
+    whole(run / "curve.json", lambda file: file.write_text(json.dumps(history, indent=1) + "\n"))
     picture = _picture(test, card, masks, samples, layers, product, row.paper_name)
-    _whole(run / "picture.png", lambda file: picture.save(file, "PNG"))
+    whole(run / "picture.png", lambda file: picture.save(file, "PNG"))
     result = {
         "format": "mnistattn-result", "result_version": RESULT_VERSION, "model": row.name,
         "kind": row.kind, "paper_name": row.paper_name, "paper": row.paper,
@@ -158,7 +158,7 @@ def _run(row: Model, options, card, recipe, seed, device, run, checkpoint, progr
         },
         "versions": versions(),
     }  # fmt: skip
-    _whole(run / "result.json", lambda file: write_json(file, result))
+    whole(run / "result.json", lambda file: write_json(file, result))
     (run / STATE).unlink(missing_ok=True)
     return result | {"run": str(run)}
 
@@ -289,7 +289,7 @@ def load_weights(network: nn.Module, tensors: dict, note: dict, row: Model, file
         ) from error
 
 
-def _whole(file: Path, write: Callable[[Path], object]) -> None:
+def whole(file: Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name and rename it when it is whole."""
     partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     try:

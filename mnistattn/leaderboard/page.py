@@ -24,7 +24,7 @@ from mnistattn.dataset.sheet import grey, outlined, tile
 from mnistattn.errors import InputError
 from mnistattn.evaluation.picture import TRUTH, heat
 from mnistattn.generators.variants import COUNTS, VARIANTS
-from mnistattn.leaderboard.board import Board, Entry, Estimate, Group
+from mnistattn.leaderboard.board import Board, Entry, Estimate, Group, Retest
 from mnistattn.leaderboard.text import (
     EMPTY,
     LEGEND,
@@ -33,6 +33,7 @@ from mnistattn.leaderboard.text import (
     digest,
     footnotes,
     known,
+    mean,
     number,
     one_line,
     scales,
@@ -40,6 +41,7 @@ from mnistattn.leaderboard.text import (
 )
 
 TILE = 100  # pixels of a picture in the gallery, the size of most data sets' images
+STRIP_BYTES = 40_000  # which base64 makes 53 KB of the page
 GAP = 4  # transparent pixels between two of them
 
 # A colour of a chart stands for a role: the first becomes var(--ink), and so on. No other colour
@@ -156,9 +158,7 @@ def _facts(group: Group) -> list[tuple[str, str, bool]]:
     row = VARIANTS.get(str(data.get("variant")))
     variant = f"{data.get('variant')}" + (f": {row.summary}" if row else "")
     facts = [("variant", variant, False)]
-    facts.append(
-        ("spec", ", ".join(f"{k} {v}" for k, v in spec.items() if k != "variant"), False)
-    )
+    facts.append(("spec", ", ".join(f"{k} {v}" for k, v in spec.items() if k != "variant"), False))
     facts.append(("seed", str(data.get("seed")), False))
     facts += [(name, _source(source), False) for name, source in sources.items()]
     facts.append(("test images", f"{group.n:,}", False))
@@ -196,7 +196,7 @@ def _row(entry: Entry, notes: dict[str, int]) -> dict[str, Any]:
             "retest",
             retest.accuracy.value if retest else None,
             number(retest.accuracy.value, 2, 100) if retest else MISSING,
-            f"drop {number(retest.drop, 2, 100)}, p {number(retest.p, 3)}" if retest else "",
+            _drop(retest) if retest else "",
         ),
         _cell("paper", known(entry.paper.get("accuracy")), number(entry.paper.get("accuracy"), 2)),
         _cell("rank-c", entry.rank.get("correctness")),
@@ -218,6 +218,12 @@ def _row(entry: Entry, notes: dict[str, int]) -> dict[str, Any]:
     return {"entry": entry, "notes": sorted({notes[m] for m in entry.marks}), "cells": cells}
 
 
+def _drop(retest: Retest) -> str:
+    p = "< 0.001" if retest.p < 0.001 else number(retest.p, 3 if retest.p < 0.1 else 2)
+    change = f"{-100 * retest.drop:+.2f}".replace("-", "\u2212")
+    return f"{change}, p {p}"
+
+
 def _cell(key: str, value: float | None, main: str | None = None, small: str = "") -> dict:
     if main is None:
         main = MISSING if value is None else str(value)
@@ -229,7 +235,7 @@ def _cell(key: str, value: float | None, main: str | None = None, small: str = "
 def _estimate_cell(
     key: str, estimate: Estimate | None, digits: int, finer: int, factor: float
 ) -> dict[str, Any]:
-    value = known(estimate.value) if estimate else None
+    value = mean(estimate)
     if estimate is None or value is None:
         return _cell(key, None)
     main = number(value, digits, factor)
@@ -273,8 +279,8 @@ def _scale_chart(
     factor, digits = (100, 1) if measure == "accuracy" else (1, 3)
     lines: dict[str, list[Estimate | None]] = {}
     for entry in group.entries:
-        points = [getattr(bin, measure) for bin in entry.bins]
-        points = [p if p and known(p.value) is not None else None for p in points]
+        points: list[Estimate | None] = [getattr(bin, measure) for bin in entry.bins]
+        points = [p if mean(p) is not None else None for p in points]
         if any(points):
             lines[entry.name] = points
     if not lines:
@@ -294,7 +300,7 @@ def _scale_chart(
     drawn = {name: points for name, points in drawn.items() if name not in beyond}
 
     figure, axes = _axes(right=0.76)
-    ends = []
+    ends: list[tuple[float, float, str, _Look]] = []
     for name in sorted(drawn, key=lambda name: (looks[name].featured, -list(drawn).index(name))):
         look, points = looks[name], drawn[name]
         x = [i for i, p in enumerate(points) if p]
@@ -306,7 +312,7 @@ def _scale_chart(
                 x,
                 [factor * p.low for p in found],
                 [factor * p.high for p in found],
-                color=colour, alpha=0.14, linewidth=0,
+                color=colour, alpha=0.1, linewidth=0,
             )  # fmt: skip
         axes.plot(
             x, y, color=colour, linestyle=look.dashes, linewidth=2.2 if look.featured else 1.3,
@@ -318,9 +324,9 @@ def _scale_chart(
         range(len(bins)), [f"{scales(bin)}\n{bin.n:,}" for bin in bins], parse_math=False
     )
     axes.set_xlim(-0.2, len(bins) - 0.8)
-    axes.set_xlabel("scale of the target (times 28 pixels), images below it")
+    axes.set_xlabel("scale of the target (1 is 28 pixels); below it, how many test images")
     unit = "accuracy, %" if measure == "accuracy" else "correctness"
-    axes.set_title(f"{unit}, by the target's scale", loc="left")
+    _title(axes, f"{unit}, by the target's scale")
     low, high = axes.get_ylim()
     axes.set_ylim(max(0.0, low), min(1.0 * factor, high) if high > factor else high)
     if beyond:
@@ -356,6 +362,8 @@ def _cost_chart(group: Group, looks: dict[str, _Look], id: str) -> dict[str, Any
         return None
     places = {e.name: ((round(e.train_cost, 3), e.accuracy)) for e in entries}
     drawn, twins = _without_twins(places)
+    if len(drawn) < 2:
+        return None  # nothing to compare
     figure, axes = _axes(right=0.97)
     costs = [cost for cost, _ in drawn.values()]
     if max(costs) / min(costs) > 4:
@@ -370,13 +378,13 @@ def _cost_chart(group: Group, looks: dict[str, _Look], id: str) -> dict[str, Any
         spread = [[value - 100 * estimate.low], [100 * estimate.high - value]]
         colour = _ROLES[look.colour]
         axes.errorbar(
-            [cost], [value], yerr=np.maximum(spread, 0), color=colour, ecolor=colour, elinewidth=1.3,
-            marker=look.marker or "o", capsize=3, capthick=1.3,
+            [cost], [value], yerr=np.maximum(spread, 0), color=colour, ecolor=colour,
+            elinewidth=1.3, capsize=3, capthick=1.3, marker=look.marker or "o",
             markersize=9 if look.featured else 6,
             markeredgecolor=_ROLES["panel"] if look.featured else colour, markeredgewidth=1,
         )  # fmt: skip
     axes.set_xlabel("time of a training, times that of none")
-    axes.set_title("accuracy, %, against the cost of training", loc="left")
+    _title(axes, "accuracy, %, against the cost of training")
     axes.margins(x=0.12, y=0.1)
     low, high = axes.get_ylim()
     axes.set_ylim(max(-2.0, low), min(103.0, high))
@@ -438,7 +446,7 @@ def _range(points: Sequence[Estimate | None]) -> str:
 def _in_words(lines: dict, bins: Sequence, factor: float, digits: int) -> str:
     ends = f"From scale {scales(bins[0])} to scale {scales(bins[-1])}: "
     return ends + "; ".join(
-        f"{name} " + ", ".join(number(p and p.value, digits, factor) for p in points)
+        f"{name} " + ", ".join(number(mean(p), digits, factor) for p in points)
         for name, points in lines.items()
     )
 
@@ -451,7 +459,7 @@ def _axes(right: float):
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
-        axes = figure.add_axes((0.075, 0.145, right - 0.075, 0.76))
+        axes = figure.add_axes((0.075, 0.14, right - 0.075, 0.76))
     figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
     for side in ("top", "right", "left"):
@@ -462,9 +470,11 @@ def _axes(right: float):
     axes.tick_params(colors=_ROLES["muted"], labelsize=12, length=0, pad=6)
     axes.tick_params(axis="x", length=4, color=_ROLES["muted"])
     axes.xaxis.label.set(color=_ROLES["muted"], size=12)
-    axes.title.set(color=_ROLES["ink"], size=13.5, weight="bold")
-    axes._left_title.set(color=_ROLES["ink"], size=13.5, weight="bold")
     return figure, axes
+
+
+def _title(axes, text: str) -> None:
+    axes.set_title(text, loc="left", x=-0.06, size=14, weight="bold", color=_ROLES["ink"], pad=10)
 
 
 def _label_ends(axes, ends: list[tuple[float, float, str, _Look]]) -> None:
@@ -516,7 +526,7 @@ def _label_points(axes, points: list[tuple[float, float, str, _Look]]) -> None:
     for i in order:
         (x, y), (_, _, name, look) = dots[i], points[i]
         text = _cut(name, 22)
-        long = 6.9 * len(text)
+        long = 7.4 * len(text)
         best, least = None, math.inf
         for far in (0, 14, 28, 42):
             for side, (dx, dy) in enumerate(
@@ -530,11 +540,11 @@ def _label_points(axes, points: list[tuple[float, float, str, _Look]]) -> None:
                 box = (left, middle - 7, left + long, middle + 7)
                 cost = sum(_overlap(box, other) for k, other in enumerate(taken) if k != i)
                 cost += 1000 * (box[0] < 0 or box[2] > width + 12 or box[1] < 0 or box[3] > height)
-                cost += 2 * far + side / 10
+                cost += far + side / 10
                 if cost < least:
-                    best, least = (box, far), cost
+                    best, least = (box, far, dx), cost
         assert best is not None
-        box, far = best
+        box, far, dx = best
         taken.append(box)
         colour = _ROLES[look.colour if look.featured else "muted"]
         middle = (box[1] + box[3]) / 2
@@ -542,8 +552,10 @@ def _label_points(axes, points: list[tuple[float, float, str, _Look]]) -> None:
             near = min(max(x, box[0] - 2), box[2] + 2)
             axes.plot([x / width, near / width], [y / height, middle / height], color=colour,
                       linewidth=0.7, transform=axes.transAxes, clip_on=False)  # fmt: skip
-        axes.text(box[0] / width, middle / height, text, transform=axes.transAxes, va="center",
-                  fontsize=12, color=colour, parse_math=False,
+        # The edge that is next to the point is exact, however wide the letters are.
+        align, edge = {1: ("left", box[0]), -1: ("right", box[2])}.get(dx, ("center", x))
+        axes.text(edge / width, middle / height, text, transform=axes.transAxes, va="center",
+                  ha=align, fontsize=12, color=colour, parse_math=False,
                   weight="bold" if look.featured else "normal")  # fmt: skip
 
 
@@ -574,20 +586,26 @@ def _svg(figure, id: str, title: str, description: str) -> Markup:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"\s*<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r"<svg[^>]*>", "", text, count=1)
-    text = text.replace("xlink:href", "href")
-    text = re.sub(r'\bid="', f'id="{id}-', text)
-    text = re.sub(r'(href="|url\()#', rf"\1#{id}-", text)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    text = re.sub(r"(font: (?:bold |[0-9]+ )?[0-9.]+px) [^;\"]*", r"\1 var(--font)", text)
-    for name, colour in _ROLES.items():
-        text = text.replace(colour, f"var(--{name})")
+    # In tags only: a model may have a name that looks like an attribute.
+    text = re.sub(r"<[^>]*>", lambda match: _for_page(match[0], id), text)
     head = (
         f'<svg role="img" aria-labelledby="{id}-title {id}-desc" '
         f'viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}">'
         f'<title id="{id}-title">{escape(title)}</title>'
         f'<desc id="{id}-desc">{escape(description)}</desc>'
     )
-    return Markup(head + text)  # noqa: S704  # matplotlib escapes what it writes
+    return Markup(head + text)  # matplotlib escapes what it writes
+
+
+def _for_page(tag: str, id: str) -> str:
+    tag = tag.replace("xlink:href", "href")
+    tag = re.sub(r'\bid="', f'id="{id}-', tag)
+    tag = re.sub(r'(href="|url\()#', rf"\1#{id}-", tag)
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
+    tag = re.sub(r"(font: (?:bold |[0-9]+ )?[0-9.]+px) [^;\"]*", r"\1 var(--font)", tag)
+    for name, colour in _ROLES.items():
+        tag = tag.replace(colour, f"var(--{name})")
+    return tag
 
 
 def _swatch(look: _Look) -> Markup:
@@ -608,7 +626,7 @@ def _swatch(look: _Look) -> Markup:
     }
     edge = look.colour if look.marker == "x" else "panel"
     shape = shapes.get(look.marker, "")
-    return Markup(  # noqa: S704  # of constants only
+    return Markup(  # of constants only
         f'<svg class="swatch" viewBox="0 0 44 16" aria-hidden="true">{line}'
         f'<g fill="var(--{look.colour})" stroke="var(--{edge})">{shape}</g></svg>'
     )
@@ -630,18 +648,18 @@ def _gallery(group: Group) -> dict[str, Any] | None:
         if entry.maps is None or len(entry.maps) != count:
             continue
         right = [] if entry.correct is None else [bool(c) for c in entry.correct[:count]]
+        marks: list[bool | None] = [*right] or [None] * count
         answers = [one_line(a) for a in entry.answers[:count]]
         answers += [""] * (count - len(answers))
-        overlays = (
-            _overlay(*triple) for triple in zip(images, masks, entry.maps, strict=True)
-        )
+        overlays = (_overlay(*triple) for triple in zip(images, masks, entry.maps, strict=True))
         rows.append({
             "entry": entry,
             "src": _strip(overlays),
             "right": sum(right) if right else None,
-            "answers": list(zip(answers, right or [None] * count, strict=True)),
+            "answers": list(zip(answers, marks, strict=True)),
         })  # fmt: skip
-    true = (outlined(_tile(image), mask, TRUTH, 1) for image, mask in zip(images, masks, strict=True))
+    pairs = zip(images, masks, strict=True)
+    true = (outlined(_tile(image), mask, TRUTH, thickness=1) for image, mask in pairs)
     return {
         "count": count,
         "captions": captions,
@@ -689,6 +707,10 @@ def _strip(pictures: Iterable[Image.Image]) -> str:
     strip = Image.new("RGBA", (width * len(tiles), tiles[0].height), (0, 0, 0, 0))
     for i, picture in enumerate(tiles):
         strip.paste(picture.convert("RGBA"), (i * width + GAP // 2, 0))
-    out = io.BytesIO()
-    strip.save(out, "WEBP", quality=72, method=6)
+    # Noise is worth no more bytes than a map that shows something.
+    for quality in (72, 50, 20, 5):
+        out = io.BytesIO()
+        strip.save(out, "WEBP", quality=quality, method=4)
+        if out.tell() <= STRIP_BYTES:
+            break
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode("ascii")

@@ -27,7 +27,7 @@ MISSING = "-"
 # What each sort looks at, and whether the largest comes first.
 _SORTS: dict[str, tuple[Callable[[Entry], float | None], bool]] = {
     "accuracy": (lambda entry: entry.accuracy.value, True),
-    "correctness": (lambda entry: entry.correctness and entry.correctness.value, True),
+    "correctness": (lambda entry: mean(entry.correctness), True),
     "parameters": (lambda entry: entry.parameters, False),
     "flops": (lambda entry: entry.flops, False),
     "train-cost": (lambda entry: entry.train_cost, False),
@@ -78,6 +78,11 @@ def footnotes(entries: Iterable[Entry]) -> dict[str, int]:
 def known(value: float | None) -> float | None:
     """The value, or None where there is none: NaN and infinity count as none."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def mean(estimate: Estimate | None) -> float | None:
+    """The estimate's value; None where there is none."""
+    return None if estimate is None else known(estimate.value)
 
 
 def number(value: float | None, digits: int, factor: float = 1.0) -> str:
@@ -162,8 +167,9 @@ def _text(board: Board, sort: str) -> str:
     blocks = [_text_group(group, sort) for group in board.groups] or [EMPTY]
     if board.groups:
         blocks.append(
-            f"# is the rank: {LEGEND}\nIntervals are of 95 %. Costs: times those of the model none; fresh test: "
-            "accuracy, %, of the same\nnetworks on a test set that nobody had seen."
+            f"# is the rank: {LEGEND}\n"
+            "Intervals are of 95 %. Costs: times those of the model none. Fresh test: the accuracy, %,"
+            "\nof the same networks on another test set."
         )
     if board.problems:
         blocks.append("\n".join(["left out:", *(f"  {one_line(p)}" for p in board.problems)]))
@@ -304,8 +310,7 @@ def _markdown_bins(entries: Sequence[Entry]) -> str:
     rows = []
     for entry in shown:
         cells = [
-            f"{number(bin.accuracy and bin.accuracy.value, 2, 100)}, "
-            f"{number(bin.correctness and bin.correctness.value, 3)}"
+            f"{number(mean(bin.accuracy), 2, 100)}, {number(mean(bin.correctness), 3)}"
             for bin in entry.bins
         ]
         rows.append([_escaped(entry.name), *cells, *[MISSING] * (len(columns) - len(cells))])
@@ -353,8 +358,8 @@ def _flat(group: Group, entry: Entry, bins: int) -> dict[str, object]:
         "seed_list": " ".join(map(str, entry.seeds)), "epochs": entry.epochs,
         **_numbers("accuracy", entry.accuracy), **_numbers("correctness", entry.correctness),
         "chance": _plain(entry.chance),
-        **_numbers("retest_accuracy", retest and retest.accuracy),
-        **_numbers("retest_correctness", retest and retest.correctness),
+        **_numbers("retest_accuracy", retest.accuracy if retest else None),
+        **_numbers("retest_correctness", retest.correctness if retest else None),
         "retest_seed": retest.test_seed if retest else "", "retest_n": retest.n if retest else "",
         "retest_drop": _plain(retest.drop if retest else None),
         "retest_p": _plain(retest.p if retest else None),
@@ -371,14 +376,16 @@ def _flat(group: Group, entry: Entry, bins: int) -> dict[str, object]:
         start = f"bin{i + 1}"
         row |= {f"{start}_low": bin.low if bin else "", f"{start}_high": bin.high if bin else ""}
         row[f"{start}_n"] = bin.n if bin else ""
-        row |= _numbers(f"{start}_accuracy", bin and bin.accuracy)
-        row |= _numbers(f"{start}_correctness", bin and bin.correctness)
+        row |= _numbers(f"{start}_accuracy", bin.accuracy if bin else None)
+        row |= _numbers(f"{start}_correctness", bin.correctness if bin else None)
     return row
 
 
 def _numbers(name: str, estimate: Estimate | None) -> dict[str, object]:
     return {
-        name if part == "value" else f"{name}_{part}": _plain(estimate and getattr(estimate, part))
+        name if part == "value" else f"{name}_{part}": _plain(
+            getattr(estimate, part) if estimate else None
+        )
         for part in ("value", "low", "high", "deviation")
     }
 

@@ -6,6 +6,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-from mnistattn.errors import InputError, MnistattnError
+from mnistattn.errors import MnistattnError
 from mnistattn.models.network import CHANNELS, QUERY_DIM, Network, build
 from mnistattn.models.registry import Model, choose_options, find
 
@@ -96,7 +97,7 @@ def _points(row: Model, options: dict) -> Iterator[tuple[str, Callable[[], str |
     if alone:
         yield "shape at every size", lambda: _shapes(row, options)
     for size in SIZES:
-        yield f"works on {size} pixels", lambda size=size: _works(row, options, size)
+        yield f"works on {size} pixels", partial(_works, row, options, size)
     yield "finite, not negative", lambda: _values(row, options)
     yield "gate or distribution", lambda: _range(row, options)
     yield "not constant", lambda: _constant(row, options)
@@ -166,8 +167,10 @@ def _range(row: Model, options: dict) -> str:
         elif a.max() <= 1 + 1e-5:
             kinds.append("gate")
         else:
-            raise _Note(f"map {i + 1} is neither: its values go to {a.max():.3g}, and it sums to "
-                        f"{total.mean():.3g}; a sigmoid or a softmax is what others give")  # fmt: skip
+            raise _Note(
+                f"map {i + 1} is neither: its values go to {a.max():.3g}, and it sums to "
+                f"{total.mean():.3g}; a sigmoid or a softmax is what others give"
+            )
     return ", ".join(kinds)
 
 
@@ -225,8 +228,10 @@ def _deterministic(row: Model, options: dict) -> None:
     _outputs(network, images.flip(0).roll(5, 3), query.flip(0), row.name, mask)  # another between
     again = _flat(_outputs(network, images, query, row.name, mask))
     if not _close(first, again, 0):
-        raise _Broken("the same input gives two outputs in eval: draw samples and drop out only "
-                      "where self.training is true, and keep nothing from batch to batch")  # fmt: skip
+        raise _Broken(
+            "the same input gives two outputs in eval: draw samples and drop out only where "
+            "self.training is true, and keep nothing from batch to batch"
+        )
 
 
 def _leak(row: Model, options: dict) -> str:
@@ -283,9 +288,9 @@ def _leaks_alone(module: nn.Module, row: Model) -> None:
 def _labels(row: Model, network: nn.Module) -> None:
     if getattr(network, "sees_mask", False):
         raise _Broken("it asks for the true mask (sees_mask): that is for the control 'oracle'")
-    forward = network.forward if row.placement == "whole" else None
+    forward: Callable | None = network.forward if row.placement == "whole" else None
     if row.attention and not forward:
-        forward = row.load().forward
+        forward = getattr(row.load(), "forward", None)
     if forward:
         names = set(inspect.signature(forward).parameters)
         for word in ("mask", "answer", "label", "target"):
@@ -370,7 +375,7 @@ def _mask(network: nn.Module, size: int = 100) -> Tensor | None:
 
 
 def _outputs(network, images, query, name: str, mask=None) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Logits, maps and the loss of its own (0 for none), with sentences for what is no such thing."""
+    """Logits, maps and the loss of its own (0 for none); MnistattnError for what is no such."""
     attend = network if network.training else getattr(network, "attend", network)
     result = attend(images, query, **({} if mask is None else {"mask": mask}))
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):

@@ -48,6 +48,7 @@ class Network(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(CHANNELS) for _ in range(stages))
         self.attention = nn.ModuleDict()
         for i in placed(placement, size) if attention else ():
+            assert attention is not None
             self.attention[str(i)] = attention(CHANNELS, QUERY_DIM, last=i == stages - 1, **options)
         self.sees_mask = any(getattr(a, "sees_mask", False) for a in self.attention.values())
         self.pooled_norm = nn.BatchNorm1d(CHANNELS)

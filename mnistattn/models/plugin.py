@@ -1,4 +1,4 @@
-"""Load a class of the user's, from a file or a module: "path/to/file.py:Class", "package.mod:Class".
+"""Load a class of the user's: "path/to/file.py:Class" or "package.module:Class".
 
 Whatever goes wrong in their code comes out as one sentence that names the place.
 """
@@ -67,7 +67,8 @@ def _file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"{path} does not exist: give FILE.py:CLASS, or MODULE:CLASS.")
     # A name of its own for each path, kept in sys.modules, so that inspect and pickle find it.
-    name = f"mnistattn_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"mnistattn_plugin_{path.stem}_{place}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -105,8 +106,9 @@ def _run(load, name: str):
         raise
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
-            raise InputError(f"there is no module '{name}' here: install it, or give FILE.py:CLASS.") \
-                from error  # fmt: skip
+            raise InputError(
+                f"there is no module '{name}' here: install it, or give FILE.py:CLASS."
+            ) from error
         line, at = None, error.__traceback__
         while at:
             if name in (at.tb_frame.f_code.co_filename, at.tb_frame.f_globals.get("__name__")):

@@ -157,7 +157,7 @@ def find(name: str | Model) -> Model:
 def known_models() -> dict[str, Model | None]:
     """All models by name: the package's, those registered, those of entry points (None for one
     that cannot be loaded)."""
-    rows: dict[str, Model | None] = MODELS | _REGISTERED
+    rows: dict[str, Model | None] = {**MODELS, **_REGISTERED}
     for name in _points():
         try:
             rows[name] = find(name)
@@ -188,8 +188,10 @@ def _plugged(name: str, cls: type, origin: str) -> Model:
                          "'whole', or sizes of maps, as (25, 6).")  # fmt: skip
     lines = (inspect.getdoc(cls) or "").splitlines() if cls.__doc__ else []
     summary = getattr(cls, "summary", lines[0] if lines else "")
-    return Model(name, cls, tuple(sizes) if sizes else placement, name,
-                 getattr(cls, "paper", "-"), str(summary), kind="plugged", origin=origin)  # fmt: skip
+    return Model(
+        name, cls, tuple(sizes) if sizes else placement, name, getattr(cls, "paper", "-"),
+        str(summary), kind="plugged", origin=origin,
+    )  # fmt: skip
 
 
 @cache

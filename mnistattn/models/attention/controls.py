@@ -83,7 +83,7 @@ class Oracle(nn.Module):
     def forward(self, x: Tensor, query: Tensor, mask: Tensor) -> Tensor:
         """mask bool (B, S, S), the pixels of what is asked for -> map (B, 1, H, W) in 0 .. 1,
         the covered share of each cell; summing to 1 if last."""
-        covered = F.adaptive_avg_pool2d(mask[:, None].to(x.dtype), x.shape[2:])
+        covered = F.adaptive_avg_pool2d(mask[:, None].to(x.dtype), (x.shape[2], x.shape[3]))
         if not self.last:
             return covered
         total = covered.sum((2, 3), keepdim=True)
