@@ -1,9 +1,10 @@
 # make demo: from nothing to a scored model, on built-in data.   make test: everything CI checks.
+# make board: the leaderboard's pages anew.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint board clean
 
 $(VENV)/.ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,13 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# LEADERBOARD.md and the page, of the results in leaderboard/; a test says if they are stale.
+board: $(VENV)/.ready
+	$(BIN)/mnistattn leaderboard leaderboard --check
+	$(BIN)/mnistattn leaderboard leaderboard --format markdown --out LEADERBOARD.md \
+	    --html leaderboard/index.html
+	$(BIN)/mnistattn score --schema > docs/result.schema.json
 
 clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +

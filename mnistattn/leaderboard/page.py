@@ -343,10 +343,10 @@ def _scale_chart(
         "svg": _svg(figure, id, f"{measure.capitalize()} by scale: {group.title}",
                     _in_words(lines, bins, factor, digits)),  # fmt: skip
         "caption": " ".join(words),
-        "heads": [f"{scales(bin)} (n {bin.n:,})" for bin in bins],
+        "heads": [(scales(bin), f"n {bin.n:,}") for bin in bins],
         "rows": [
-            (name, [MISSING if p is None else f"{number(p.value, digits, factor)} "
-                    f"({_span(p, digits, factor)})" for p in points])
+            (name, [(number(mean(p), digits, factor), _span(p, digits, factor) if p else "")
+                    for p in points])
             for name, points in lines.items()
         ],
     }  # fmt: skip
@@ -399,9 +399,9 @@ def _cost_chart(group: Group, looks: dict[str, _Look], id: str) -> dict[str, Any
         "title": "Accuracy against the cost of training",
         "svg": _svg(figure, id, f"Accuracy and cost of training: {group.title}", "; ".join(lines)),
         "caption": " ".join(words),
-        "heads": ["train cost x none", "accuracy, % (95 % interval)"],
+        "heads": [("train cost", "× none"), ("accuracy, %", "95 % interval")],
         "rows": [
-            (name, [number(cost, 2), f"{number(e.value, 2, 100)} ({_span(e, 1, 100)})"])
+            (name, [(number(cost, 2), ""), (number(e.value, 2, 100), _span(e, 1, 100))])
             for name, (cost, e) in places.items()
         ],
     }

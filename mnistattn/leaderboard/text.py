@@ -168,8 +168,8 @@ def _text(board: Board, sort: str) -> str:
     if board.groups:
         blocks.append(
             f"# is the rank: {LEGEND}\n"
-            "Intervals are of 95 %. Costs: times those of the model none. Fresh test: the accuracy, %,"
-            "\nof the same networks on another test set."
+            "Intervals are of 95 %. Costs: times those of the model none.\n"
+            "Fresh test: the accuracy, %, of the same networks on another test set."
         )
     if board.problems:
         blocks.append("\n".join(["left out:", *(f"  {one_line(p)}" for p in board.problems)]))
