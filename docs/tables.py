@@ -2,8 +2,8 @@
 
     python docs/tables.py
 
-Reads the results in docs/results/runs (each the result.json of a run) and replaces what stands
-between the markers <!-- NAME --> and <!-- /NAME -->, so that no number is copied by hand.
+Reads the results in docs/results/runs (each the result.json of a run, some of an older schema, as
+the runs on photos that no board takes) and replaces what stands between the markers <!-- NAME --> and <!-- /NAME -->, so that no number is copied by hand.
 """
 
 import json
@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 
 from mnistattn.evaluation.paper import printed
-from mnistattn.evaluation.report import changed_options
-from mnistattn.models.registry import MODELS
+from mnistattn.models.registry import MODELS, find
 
 HERE = Path(__file__).parent
 
@@ -137,7 +136,9 @@ def middle(numbers: dict, digits: int) -> str:
 
 
 def label(run: dict) -> str:
-    return " ".join([f"`{run['model']}`", *changed_options(run)])
+    usual = find(run["model"]).defaults()
+    changed = [f"{k}={v}" for k, v in run["options"].items() if usual.get(k) != v]
+    return " ".join([f"`{run['model']}`", *changed])
 
 
 def interval(rate: dict) -> str:

@@ -121,7 +121,7 @@ def _view(group: Group, id: str) -> dict[str, Any]:
         ],
         "charts": [chart for chart in _charts(group, looks, id) if chart],
         "gallery": gallery,
-        "unmapped": [e.name for e in group.entries if e.maps is None] if gallery else [],
+        "unmapped": _unmapped(group, gallery),
     }
 
 
@@ -220,7 +220,7 @@ def _row(entry: Entry, notes: dict[str, int]) -> dict[str, Any]:
 
 def _drop(retest: Retest) -> str:
     p = "< 0.001" if retest.p < 0.001 else number(retest.p, 3 if retest.p < 0.1 else 2)
-    change = f"{-100 * retest.drop:+.2f}".replace("-", "\u2212")
+    change = f"{100 * retest.drop:+.2f}".replace("-", "\u2212")
     return f"{change}, p {p}"
 
 
@@ -668,6 +668,11 @@ def _gallery(group: Group) -> dict[str, Any] | None:
         "width": count * (_size(images[0])[0] + GAP),
         "height": _size(images[0])[1],
     }
+
+
+def _unmapped(group: Group, gallery: dict[str, Any] | None) -> list[str]:
+    shown = {row["entry"].name for row in gallery["rows"]} if gallery else set()
+    return [entry.name for entry in group.entries if entry.name not in shown] if gallery else []
 
 
 def _size(image: NDArray[np.uint8]) -> tuple[int, int]:
