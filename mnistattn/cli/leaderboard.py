@@ -50,6 +50,8 @@ def command(results, sort, variant, format, out, html, check, photos, runs) -> N
         for run in runs:
             say(f"added {add(run, results[0], photos)}")
     submissions, problems = gather(results, public=check and not photos)
+    if not submissions and len(problems) == 1 and not check:
+        raise InputError(problems[0])
     if variant is not None:
         submissions = [s for s in submissions if s.result["dataset"]["variant"] == variant]
     if check:

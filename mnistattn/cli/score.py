@@ -20,13 +20,13 @@ def command(results: tuple[str, ...], schema: bool) -> None:
         return
     if not results:
         raise InputError("no result was named: give a result.json or a run directory.")
-    from mnistattn.leaderboard.collect import one_answer
+    from mnistattn.leaderboard.collect import faults
 
     problems = []
     for path in results:
         file, raw = format.read_result(path)
         samples = format.read_samples(file, raw)
-        wrong = format.differences(raw["scores"], samples, one_answer(raw))
+        wrong = faults(raw, samples)
         for line in wrong:
             click.echo(f"{file}: {line}")
         if wrong:

@@ -78,6 +78,7 @@ class Dataset(_Section):
     seed: int
     sources: dict[str, Any]
     digests: dict[str, Digest]
+    counts: dict[str, Count]
 
 
 class Recipe(_Section):

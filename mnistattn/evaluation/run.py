@@ -140,6 +140,7 @@ def _run(row: Model, options, card, recipe, seed, device, run, checkpoint, progr
             "variant": card.raw["variant"], "paper_name": card.raw["paper_name"],
             "spec": card.raw["spec"], "seed": card.raw["seed"], "sources": card.raw["sources"],
             "digests": {split: entry["digest"] for split, entry in card.splits.items()},
+            "counts": {split: entry["count"] for split, entry in card.splits.items()},
         },
         "trained_on": identity["data"], "recipe": identity["recipe"], "seed": identity["seed"],
         "epochs_trained": len(history),

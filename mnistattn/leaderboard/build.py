@@ -12,7 +12,7 @@ from scipy.stats import ttest_ind
 from mnistattn.evaluation.metrics import SCALE_EDGES, scale_bin
 from mnistattn.evaluation.paper import printed
 from mnistattn.evaluation.recipes import RECIPES
-from mnistattn.generators.variants import COLORS, DIGITS, VARIANTS
+from mnistattn.generators.variants import COLORS, DIGITS, VARIANTS, Spec
 from mnistattn.leaderboard.board import Bin, Board, Entry, Estimate, Group, Retest
 from mnistattn.leaderboard.collect import Submission, is_public
 from mnistattn.leaderboard.stats import (
@@ -113,6 +113,7 @@ def _order(result: dict) -> tuple:
 
 
 def _group(key: str, members: Sequence[Submission]) -> Group:
+    members = sorted(members, key=lambda s: (s.name, s.result["seed"]))
     entries = by_name(members)
     first = members[0].result
     place: dict[str, dict[str, int]] = {name: {} for name in entries}
@@ -200,10 +201,12 @@ def _bins(entry: Sequence[Submission], shared) -> Iterable[Bin]:
 
 def _paper(raw: dict) -> dict[str, float | None]:
     """What the paper prints of this model, where this is the paper's kind of data."""
-    sources = raw["dataset"]["sources"]
-    photos = VARIANTS[raw["dataset"]["variant"]].background == "photo"
-    same = sources["digits"]["source"] == "mnist" and not (
-        photos and sources["backgrounds"]["source"] == "textures"
+    sources, spec = raw["dataset"]["sources"], Spec(raw["dataset"]["variant"])
+    textures = spec.background == "photo" and sources["backgrounds"]["source"] == "textures"
+    same = (
+        sources["digits"]["source"] == "mnist"
+        and not textures
+        and raw["dataset"]["spec"] == spec.as_dict()
     )
     found = printed(raw["dataset"]["variant"], raw["model"], raw["options"]) if same else {}
     return {k: found.get(k) for k in ("accuracy", "correctness")}

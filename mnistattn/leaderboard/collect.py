@@ -130,10 +130,11 @@ def collect(
     kept = _comparable(found, problems, public)
     by_samples = {s.result["samples"]["sha256"]: s for s in kept}
     for file, raw, samples in retests:
+        problem = "is the retest of no result here."
         if raw["of"] in by_samples:
-            by_samples[raw["of"]].retests.append((raw, samples))
-        else:
-            problems.append(f"{file} is the retest of no result here.")
+            problem = _attach(by_samples[raw["of"]], raw, samples)
+        if problem:
+            problems.append(f"{file} {problem}")
     return kept, problems
 
 
@@ -150,6 +151,27 @@ def read_submission(path: str | Path) -> Submission:
     return submission
 
 
+def faults(raw: dict, samples: dict[str, np.ndarray]) -> list[str]:
+    """What breaks rule 3, or could not be shown on a board, though no schema sees it."""
+    if "dataset" in raw and not _shown(raw["dataset"]):
+        return ["its dataset section does not say what the data set is made of"]
+    columns = {name: values for name, values in samples.items() if name != "gallery"}
+    missing = {*TRUTH, "prediction", "correct"} - set(columns)
+    if missing:
+        return [f"the per-sample file lacks {', '.join(sorted(missing))}"]
+    shapes = {np.shape(values) for values in columns.values()}
+    if len(shapes) > 1 or len(next(iter(shapes))) != 1 or columns["correct"].dtype != bool:
+        return ["the per-sample file's columns are not one value an image"]
+    if "dataset" in raw:
+        names = 5 if VARIANTS[raw["dataset"]["variant"]].asks == "digit" else 10
+        if max(samples[k].max(initial=0) for k in ("answer", "prediction")) >= names:
+            return [f"the per-sample file has answers beyond the {names} of its data set"]
+    attention = columns.get("correctness", np.zeros(1))
+    if not (np.isnan(attention) | ((attention >= 0) & (attention <= 1))).all():
+        return ["the per-sample file has a correctness outside 0 .. 1"]
+    return differences(raw["scores"], samples, one_answer(raw))
+
+
 def add(run: str | Path, folder: str | Path, photos: bool = False) -> Path:
     """Copy a run's result, samples and retests into a board's folder; returns the JSON file there.
 
@@ -163,7 +185,10 @@ def add(run: str | Path, folder: str | Path, photos: bool = False) -> Path:
             f"{submission.file} is on photos of one's own, which nobody else can remake: put it on "
             "a board of your own, with --photos."
         )
-    home = Path(folder) / f"{raw['dataset']['variant']}-{raw['dataset']['digests']['test'][:8]}"
+    # Of all splits' digests: two data sets may share a test split, and each needs its card.
+    digests = json.dumps(raw["dataset"]["digests"], sort_keys=True)
+    short = hashlib.sha256(digests.encode()).hexdigest()[:8]
+    home = Path(folder) / f"{raw['dataset']['variant']}-{short}"
     name = submission.name.replace(" ", "-").replace("/", "_")
     stem = f"{name}-{submission.group}-seed{raw['seed']}"
     target = home / f"{stem}.json"
@@ -218,11 +243,36 @@ def _read(file: Path) -> Submission | None:
 
 def _checked(file: Path, raw: dict) -> Submission:
     samples = read_samples(file, raw)
-    wrong = differences(raw["scores"], samples, one_answer(raw))
+    wrong = faults(raw, samples)
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InputError(f"{file} does not follow from its samples: {wrong[0]}{more}.")
     return Submission(file, raw, samples)
+
+
+def _shown(dataset: dict) -> bool:
+    """Whether a data set's section has all that a board's headings and captions are made of."""
+    try:
+        kinds = [dataset["sources"][part]["source"] for part in ("digits", "backgrounds")]
+        kinds += [dataset["spec"]["placement"], dataset["digests"]["test"]]
+    except (KeyError, TypeError):
+        return False
+    return dataset["variant"] in VARIANTS and all(isinstance(kind, str) for kind in kinds)
+
+
+def _attach(s: Submission, raw: dict, samples: dict[str, np.ndarray]) -> str | None:
+    """Give a result its retest, once; what is wrong with it, if anything."""
+    wrong = differences(raw["scores"], samples, one_answer(s.result))
+    if wrong:
+        return f"does not follow from its samples: {wrong[0]}."
+    if len(samples["correct"]) != len(s.samples["correct"]):
+        return f"has {len(samples['correct'])} images, unlike the result that it is of."
+    same = [other for other, _ in s.retests if other["test_seed"] == raw["test_seed"]]
+    if same and same[0]["samples"]["sha256"] != raw["samples"]["sha256"]:
+        return f"is a second retest of {s.file} on test seed {raw['test_seed']}: remove one."
+    if not same:  # the same retest twice, in two folders, is no problem
+        s.retests.append((raw, samples))
+    return None
 
 
 def _comparable(found: Sequence[Submission], problems: list[str], public: bool) -> list[Submission]:
@@ -254,7 +304,8 @@ def _comparable(found: Sequence[Submission], problems: list[str], public: bool) 
                 )
             continue  # the same result twice, in two folders, is no problem
         other = code.setdefault(raw["model"], s)
-        if raw["kind"] == "plugged" and raw["code"] != other.result["code"]:
+        plugged = "plugged" in (raw["kind"], other.result["kind"])
+        if plugged and raw["code"] != other.result["code"]:
             problems.append(
                 f"{s.file} and {other.file} are both named {raw['model']}, of different code: "
                 "rename one class and evaluate it again."

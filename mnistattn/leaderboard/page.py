@@ -79,7 +79,7 @@ def page(board: Board, title: str = "mnistattn leaderboard") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    views = [_view(group, f"g{i + 1}") for i, group in enumerate(board.groups)]
+    views = [_view(group) for group in board.groups]
     return environment.get_template("page.html.jinja").render(
         board=board, title=title, groups=views, legend=LEGEND, empty=EMPTY
     )
@@ -101,14 +101,14 @@ class _Look:
         return self.colour not in ("quiet", "muted")
 
 
-def _view(group: Group, id: str) -> dict[str, Any]:
+def _view(group: Group) -> dict[str, Any]:
     """All that the template shows of a group."""
+    id = re.sub(r"[^A-Za-z0-9_-]", "-", group.key)  # a link to it lasts while groups come and go
     looks = _looks(group.entries)
     notes = footnotes(group.entries)
     gallery = _gallery(group)
     return {
         "id": id,
-        "key": group.key,
         "group": group,
         "digest": digest(group)[:16],
         "not_public": NOT_PUBLIC,
@@ -566,8 +566,10 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _cut(text: str, length: int) -> str:
+    """Shortened in the middle: names that begin alike, as paths do, differ at their end."""
     text = one_line(text)
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+    start = length // 3
+    return text if len(text) <= length else f"{text[:start]}…{text[start + 1 - length :]}"
 
 
 def _svg(figure, id: str, title: str, description: str) -> Markup:

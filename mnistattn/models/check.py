@@ -14,7 +14,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
-from mnistattn.errors import MnistattnError
+from mnistattn.errors import InputError, MnistattnError
 from mnistattn.models.network import CHANNELS, QUERY_DIM, Network, build
 from mnistattn.models.registry import Model, choose_options, find
 
@@ -48,6 +48,7 @@ def first_look(network: nn.Module, row: Model, size: int, queries: int, answers:
     statistics of BatchNorm too."""
     kept = {k: v.clone() for k, v in network.state_dict().items()}
     images, query = torch.rand(2, 3, size, size), torch.arange(2) % queries
+    _refuse(row, _labels, row, network)  # first: no mask is given here
     for training in (True, False):
         network.train(training)
         with torch.no_grad():
@@ -57,16 +58,20 @@ def first_look(network: nn.Module, row: Model, size: int, queries: int, answers:
                                  f"{answers} answers: they must be (2, {answers}).")  # fmt: skip
         for a in maps:
             try:
-                _valid(a, 2, row.name, row.placement == "whole")
+                _valid(a, 2, row.name, size)
             except _Broken as error:
                 raise MnistattnError(str(error)) from error
-    try:  # what no score shows, and what would make it worthless
-        _leaks(network, row, "in eval", size, queries)
-        _labels(row, network)
-    except _Broken as error:
-        raise MnistattnError(f"{row.name} does not keep to the contract: {error}.") from error
+    _refuse(row, _leaks, network, row, "in eval", size, queries)
     network.load_state_dict(kept)
     network.train()
+
+
+def _refuse(row: Model, test: Callable, *arguments) -> None:
+    """What no score shows, and what would make it worthless."""
+    try:
+        test(*arguments)
+    except _Broken as error:
+        raise MnistattnError(f"{row.name} does not keep to the contract: {error}.") from error
 
 
 def check(model: str | Model, options: dict | None = None) -> list[Verdict]:
@@ -125,19 +130,25 @@ def _builds(row: Model, options: dict) -> str:
 def _shapes(row: Model, options: dict) -> str:
     if getattr(row.load(), "sees_mask", False):
         raise _Note("not tried: it is told the mask")
+    refused = ""
     for last in (False, True):
         module = row.load()(CHANNELS, QUERY_DIM, last=last, **options).eval()
         for size in MAPS:
             x, query = torch.randn(2, CHANNELS, *size).relu(), torch.randn(2, QUERY_DIM)
             try:
                 a = module(x, query)
+            except InputError as error:  # of the package's own: a block that does not fit
+                refused = str(error)
+                continue
             except Exception as error:
                 raise _Broken(
                     f"on features {tuple(x.shape)} it raises {type(error).__name__}: {error}; maps "
                     "may have any size from 1 x 1"
                 ) from error
             a = a[0] if isinstance(a, tuple) else a
-            _valid(a, 2, row.name, False, size)
+            _valid(a, 2, row.name, exact=size)
+    if refused:
+        raise _Note(refused)
     return ", ".join(f"{h} x {w}" for h, w in MAPS)
 
 
@@ -145,7 +156,7 @@ def _works(row: Model, options: dict, size: int) -> str:
     network = _network(row, options, size)
     _, maps, _ = _outputs(network.train(), *_input(size), row.name, _mask(network, size))
     for a in maps:
-        _valid(a, BATCH, row.name, row.placement == "whole")
+        _valid(a, BATCH, row.name, size)
     return "maps " + (", ".join(f"{a.shape[2]} x {a.shape[3]}" for a in maps) or "none")
 
 
@@ -155,7 +166,7 @@ def _values(row: Model, options: dict) -> None:
         images, query = _input()
         _, maps, _ = _outputs(network, scale * images, query, row.name, _mask(network))
         for a in maps:
-            _valid(a, BATCH, row.name, row.placement == "whole")
+            _valid(a, BATCH, row.name)
 
 
 def _range(row: Model, options: dict) -> str:
@@ -266,6 +277,10 @@ def _leaks(
     if not _close([t[:1] for t in _flat(plain)], [t[:1] for t in _flat(changed)]):
         raise _Broken(f"{where}, an image's output changes when other images of the batch do: "
                       "a softmax, mean or sum runs over the batch, dim 0")  # fmt: skip
+    alone = _outputs(network, images[:1], query[:1], row.name, None if mask is None else mask[:1])
+    if not _close([t[:1] for t in _flat(plain)], _flat(alone)):
+        raise _Broken(f"{where}, an image alone gives another output than in a batch: something "
+                      "depends on the number of images, dim 0")  # fmt: skip
     if not _close([t[order] for t in _flat(plain)], _flat(turned)):
         raise _Broken(f"{where}, an image's output depends on its place in the batch: something "
                       "is indexed or accumulated along dim 0")  # fmt: skip
@@ -319,7 +334,7 @@ def _autocast(row: Model, options: dict) -> None:
         logits, maps, loss = _outputs(network, *_input(), row.name, _mask(network))
     (logits.float().sum() + loss).backward()
     for a in maps:
-        _valid(a, BATCH, row.name, row.placement == "whole")
+        _valid(a, BATCH, row.name)
 
 
 def _trains(row: Model, options: dict) -> str:
@@ -399,14 +414,15 @@ def _maps(row: Model, options: dict) -> list[Tensor]:
     return maps
 
 
-def _valid(a: object, batch: int, name: str, whole: bool, size: tuple | None = None) -> None:
-    """A map that is one: its type, shape and values."""
+def _valid(a: object, batch: int, name: str, most: int = 224, exact: tuple | None = None) -> None:
+    """A map that is one: its type, shape (h and w at most `most`, or `exact`) and values."""
     if not isinstance(a, Tensor) or not a.is_floating_point():
         kind = a.dtype if isinstance(a, Tensor) else type(a).__name__
         raise _Broken(f"{name} gave a map that is {kind}: it must be a float tensor.")
-    expected = f"({batch}, 1, " + (f"{size[0]}, {size[1]})" if size else "h, w)")
-    if a.dim() != 4 or a.shape[:2] != (batch, 1) or (size and a.shape[2:] != size):
-        raise _Broken(f"{name} gave a map {tuple(a.shape)}: it must be {expected}.")
+    wrong = a.dim() != 4 or a.shape[:2] != (batch, 1) or max(a.shape[2:]) > most
+    if wrong or (exact and a.shape[2:] != exact):
+        sides = f"{exact[0]}, {exact[1]})" if exact else f"h, w), h and w at most {most}"
+        raise _Broken(f"{name} gave a map {tuple(a.shape)}: it must be ({batch}, 1, {sides}.")
     if not bool(torch.isfinite(a).all()):
         raise _Broken(f"{name} gave a map with NaN or infinity: look for a division, a logarithm "
                       "or an exponential without a bound.")  # fmt: skip

@@ -37,7 +37,7 @@ def load_class(reference: str) -> type:
         if len(own) != 1:
             raise InputError(f"{place} defines {len(own)} nn.Modules ({', '.join(own) or 'none'}): "
                              f"name one, as {place}:CLASS.")  # fmt: skip
-        return next(iter(own.values()))
+        return check_class(next(iter(own.values())), f"{place}:{next(iter(own))}")
     found = getattr(module, name, None)
     if found is None:
         there = f"it defines {', '.join(own)}" if own else "it defines no nn.Module"
@@ -77,7 +77,7 @@ def _file(path: Path) -> ModuleType:
     sys.modules[name] = module
     sys.path.insert(0, folder)
     try:
-        _run(lambda: spec.loader.exec_module(module), str(path))
+        _run(lambda: spec.loader.exec_module(module), str(path), spec.origin)
     except InputError:
         del sys.modules[name]
         if before is not None:
@@ -98,8 +98,9 @@ def _module(name: str) -> ModuleType:
         sys.path.remove("")
 
 
-def _run(load, name: str):
-    """Import, and turn whatever the user's code raises into one sentence."""
+def _run(load, name: str, file: str | None = None):
+    """Import, and turn whatever the user's code raises into one sentence. file: a file's full path,
+    as tracebacks have it."""
     try:
         return load()
     except MemoryError:
@@ -111,12 +112,13 @@ def _run(load, name: str):
             ) from error
         line, at = None, error.__traceback__
         while at:
-            if name in (at.tb_frame.f_code.co_filename, at.tb_frame.f_globals.get("__name__")):
+            here = at.tb_frame.f_code.co_filename, at.tb_frame.f_globals.get("__name__")
+            if (file or name) in here:
                 line = at.tb_lineno
             at = at.tb_next
-        if isinstance(error, SyntaxError):
+        if isinstance(error, SyntaxError) and error.filename == file:
             line = error.lineno
         where = f"{name}, line {line}," if line else name
         raise InputError(
-            f"{where} raises {type(error).__name__} on import: {error or 'no message'}."
+            f"{where} raises {type(error).__name__} on import: {str(error) or 'no message'}."
         ) from error

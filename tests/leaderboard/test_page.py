@@ -203,13 +203,13 @@ def visit(browser, file):
 def column(tab, index: int) -> list[str]:
     """The sorting values of a column of the first table, from the top."""
     return tab.eval_on_selector_all(
-        "#g1 .board tbody tr", f"rows => rows.map(r => r.cells[{index}].dataset.value)"
+        "#mbg-8e1d .board tbody tr", f"rows => rows.map(r => r.cells[{index}].dataset.value)"
     )
 
 
 def sorted_by(tab) -> list[tuple[str, str]]:
     return tab.eval_on_selector_all(
-        "#g1 .board th[aria-sort]",
+        "#mbg-8e1d .board th[aria-sort]",
         "heads => heads.map(h => [h.textContent.trim(), h.getAttribute('aria-sort')])",
     )
 
@@ -218,7 +218,7 @@ def test_sorts_by_click(visit):
     tab = visit()
     names = column(tab, 0)
     assert sorted_by(tab) == [["accuracy, %", "descending"]]
-    correctness = tab.locator("#g1 .board thead button", has_text="correctness")
+    correctness = tab.locator("#mbg-8e1d .board thead button", has_text="correctness")
     correctness.click()
     assert sorted_by(tab) == [["correctness", "descending"]]
     values = column(tab, 6)
@@ -226,17 +226,17 @@ def test_sorts_by_click(visit):
         (float(v) for v in values[:-1]), reverse=True
     )
     assert column(tab, 0) != names and sorted(column(tab, 0)) == sorted(names)
-    assert tab.inner_text("#g1 [role=status]") == "Sorted by correctness, descending."
+    assert tab.inner_text("#mbg-8e1d [role=status]") == "Sorted by correctness, descending."
     correctness.click()
     assert sorted_by(tab) == [["correctness", "ascending"]]
     assert column(tab, 6)[-1] == ""  # no value is last in both orders
-    tab.locator("#g1 .board thead button", has_text="accuracy").click()
+    tab.locator("#mbg-8e1d .board thead button", has_text="accuracy").click()
     assert column(tab, 0) == names
 
 
 def test_sorts_by_keyboard(visit):
     tab = visit()
-    tab.focus("#g1 .board thead button >> nth=0")
+    tab.focus("#mbg-8e1d .board thead button >> nth=0")
     tab.keyboard.press("Enter")
     assert sorted_by(tab) == [["model", "ascending"]]
     assert column(tab, 0)[0] == "arnn" and column(tab, 0)[-1] == "uniform"
@@ -255,7 +255,7 @@ def test_fits_a_phone(visit):
             tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         wide = tab.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert wide[0] <= wide[1] == 360
-    regions = tab.locator("#g1 .scroll")
+    regions = tab.locator("#mbg-8e1d .scroll")
     for i in range(regions.count()):
         assert regions.nth(i).get_attribute("tabindex") == "0"
         assert regions.nth(i).get_attribute("aria-label") or regions.nth(i).get_attribute(
@@ -264,10 +264,10 @@ def test_fits_a_phone(visit):
     # The names stay in sight while the numbers are scrolled, by keyboard.
     table = regions.first
     table.focus()
-    before = tab.locator("#g1 .board tbody th").first.bounding_box()["x"]
+    before = tab.locator("#mbg-8e1d .board tbody th").first.bounding_box()["x"]
     table.evaluate("region => region.scrollLeft = 300")
     assert table.evaluate("region => region.scrollLeft") == 300
-    assert tab.locator("#g1 .board tbody th").first.bounding_box()["x"] == before
+    assert tab.locator("#mbg-8e1d .board tbody th").first.bounding_box()["x"] == before
 
 
 CONTRAST = """() => {
@@ -326,7 +326,7 @@ def test_images_and_charts_are_described(visit):
         ".map(e => e && e.textContent))",
     )
     assert len(charts) == 4 and all(title and text for title, text in charts)
-    table = tab.locator("#g1 .board")
+    table = tab.locator("#mbg-8e1d .board")
     assert table.locator("caption").count() == 1
     assert table.locator("tbody th[scope=row]").count() == 14
     assert table.locator("thead th:not([scope])").count() == 0
