@@ -1,5 +1,7 @@
 """`mnistattn evaluate`: train a model on a data set and score it."""
 
+from pathlib import Path
+
 import click
 
 from mnistattn.cli import say
@@ -63,3 +65,4 @@ def command(model, data, variant, options, **rest) -> None:
     result = evaluate(model, data, variant, say=say, options=parse_settings(options), **rest)
     click.echo(table(result))
     click.echo(f"\n{result['run']}: result.json, samples.h5, picture.png, model.safetensors")
+    click.echo(f"Beside others: mnistattn leaderboard {Path(result['run']).parent}")

@@ -49,7 +49,8 @@ class Entry:
     name: as shown, options that are not the defaults included ("arnn block=2"); unique in a group.
     kind: "model" (of the package), "plugged" (a user's), "control" or "post-hoc".
     rank: by measure ("accuracy", "correctness"): 1 + the number of entries that are significantly
-    better (so ties share a rank). correctness and its rank are absent where there is no attention.
+    better (so ties share a rank); absent for controls, for correctness where there is no
+    attention, and for the accuracy of post-hoc maps, which is that of none.
     parameters and flops (an image, forward) are counts; train_cost and inference_cost are times
     those of `none`, medians over seeds. paper: what the AttentionRNN paper prints, accuracy (%) and
     correctness, None where it prints nothing. marks: sentences a reader must know ("2 seeds: ...").

@@ -26,6 +26,9 @@ from mnistattn.leaderboard.stats import (
 LEVEL = 0.05
 ENOUGH_SEEDS = 3
 MEASURES = {"accuracy": "correct", "correctness": "correctness"}
+# Controls are told the answer or look at nothing, and a post-hoc map's answers are those of none:
+# they are a scale to read others by, and take nobody's place.
+RANKED = {"accuracy": ("model", "plugged"), "correctness": ("model", "plugged", "post-hoc")}
 
 
 def build(submissions: Iterable[Submission], problems: Sequence[str] = ()) -> Board:
@@ -63,9 +66,15 @@ def scores(entry: Sequence[Submission], measure: str) -> np.ndarray | None:
     return np.stack([s.samples[column].astype(np.float64) for s in entry])
 
 
+def is_ranked(entry: Sequence[Submission], measure: str) -> bool:
+    """Whether an entry has a rank, see RANKED."""
+    return entry[0].result["kind"] in RANKED[measure]
+
+
 def pooled(entries: Iterable[Sequence[Submission]], measure: str) -> Pooled | None:
-    """The variance between seeds of a group's entries, as stats.pooled_seed_variance gives it."""
-    rows = (scores(entry, measure) for entry in entries)
+    """The variance between seeds of a group's ranked entries, as stats.pooled_seed_variance has it.
+    Controls, which hardly vary, would make it look smaller than it is for what learns."""
+    rows = (scores(entry, measure) for entry in entries if is_ranked(entry, measure))
     return pooled_seed_variance([np.nanmean(r, axis=1) for r in rows if r is not None])
 
 
@@ -120,7 +129,8 @@ def _group(key: str, members: Sequence[Submission]) -> Group:
     shared: dict[str, Pooled | None] = {}
     for measure in MEASURES:
         rows = {name: scores(entry, measure) for name, entry in entries.items()}
-        rows = {name: r for name, r in rows.items() if r is not None}
+        rows = {name: r for name, r in rows.items()
+                if r is not None and is_ranked(entries[name], measure)}  # fmt: skip
         shared[measure] = pooled(entries.values(), measure)
         found = ranks([r for r in rows.values() if r is not None], shared[measure], LEVEL)
         for name, rank in zip(rows, found, strict=True):

@@ -18,7 +18,7 @@ from mnistattn.leaderboard.board import Bin, Board, Entry, Estimate, Group
 FORMATS = ("text", "markdown", "csv", "json")
 LEGEND = (
     "1 + the number of models that are significantly better, Holm-corrected at 5 %; "
-    "ties share a rank."
+    "ties share a rank. Controls have none."
 )
 EMPTY = "The board has no results yet."
 NOT_PUBLIC = "photos of one's own: not remakeable"

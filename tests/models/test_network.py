@@ -1,23 +1,43 @@
 """Every model of the registry in its network, and the small attentions against plain loops."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from mnistattn.errors import InputError
+from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation.checkpoint import load_tensors, save_tensors
 from mnistattn.models.attention.pan import CTX, NoCTX
 from mnistattn.models.attention.san import SAN
-from mnistattn.models.network import build
-from mnistattn.models.registry import MODELS, PLACEMENTS, choose_options, find
+from mnistattn.models.network import Network, build, placed
+from mnistattn.models.registry import KINDS, MODELS, PLACEMENTS, Model, choose_options, find
 
 MAPS = {100: [50, 25, 12, 6], 224: [112, 56, 28, 14, 7]}
 BATCH = 4
 # A softmax over positions ignores what is added to all of them: the last score's bias.
 IGNORED = {"ctx": "score.bias", "noctx": "score.bias"}
-CASES = [(name, size, *kinds) for name in MODELS for size in MAPS for kinds in ((10, 5), (5, 10))]
+CLASSES = ((10, 5), (5, 10))  # queries and answers
+PROPER = [name for name, row in MODELS.items() if row.kind == "model"]
+CONTROLS = [name for name, row in MODELS.items() if row.kind == "control"]
+CASES = [(name, size, *classes) for name in PROPER for size in MAPS for classes in CLASSES] + [
+    (name, size, *classes)
+    for name in MODELS.keys() - set(PROPER)
+    for size, classes in zip(MAPS, CLASSES, strict=True)
+]
+CASES.sort(key=lambda case: list(MODELS).index(case[0]))
+
+
+def told(name: str, images: torch.Tensor) -> dict:
+    """{"mask": a rectangle of its own in each image}, of a model that has to be told; else {}."""
+    if name != "oracle":
+        return {}
+    mask = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
+    for each in mask:
+        top, left = (int(torch.randint(images.shape[2] - 30, ())) for _ in range(2))
+        each[top : top + 30, left : left + 23] = True
+    return {"mask": mask}
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
@@ -28,15 +48,16 @@ def case(request: pytest.FixtureRequest) -> SimpleNamespace:
     network = build(name, size, queries, answers)
     images = torch.rand(BATCH, 3, size, size).to(memory_format=torch.channels_last)
     query = torch.arange(BATCH)
-    logits, out = network.train()(images, query)
+    mask = told(name, images)
+    logits, out = network.train()(images, query, **mask)
     torch.nn.functional.cross_entropy(logits, query.flip(0)).backward()
     gradients = {n: p.grad for n, p in network.named_parameters()}
     network.eval()
     with torch.no_grad():
-        eval_logits, eval_out = network(images, query)
+        eval_logits, eval_out = network(images, query, **mask)
     return SimpleNamespace(
         name=name, size=size, queries=queries, answers=answers, network=network, images=images,
-        query=query, logits=logits, maps=out["attention"], gradients=gradients,
+        query=query, mask=mask, logits=logits, maps=out["attention"], gradients=gradients,
         eval_logits=eval_logits, eval_maps=eval_out["attention"],
     )  # fmt: skip
 
@@ -53,7 +74,10 @@ def test_shapes(case):
 
 def test_inner_maps_are_gates_and_the_last_is_a_distribution(case):
     for inner in case.maps[:-1] + case.eval_maps[:-1]:
-        assert ((inner > 0) & (inner < 1)).all()
+        if case.name in PROPER:
+            assert ((inner > 0) & (inner < 1)).all()
+        else:
+            assert ((inner >= 0) & (inner <= 1)).all() and (inner > 0.9).any()
     for last in case.maps[-1:] + case.eval_maps[-1:]:
         assert (last >= 0).all()
         torch.testing.assert_close(last.sum((1, 2, 3)), torch.ones(BATCH))
@@ -73,9 +97,12 @@ def test_nothing_leaks_across_the_batch(case):
     others[1:] = torch.rand(BATCH - 1, 3, case.size, case.size)
     query = (case.query + 1) % case.queries
     query[0] = case.query[0]
+    masks, flipped = told(case.name, others), {k: v.flip(0) for k, v in case.mask.items()}
+    for key, mask in masks.items():
+        mask[0] = case.mask[key][0]
     with torch.no_grad():
-        logits, out = case.network(others, query)
-        turned, turned_out = case.network(case.images.flip(0), case.query.flip(0))
+        logits, out = case.network(others, query, **masks)
+        turned, turned_out = case.network(case.images.flip(0), case.query.flip(0), **flipped)
     assert torch.equal(logits[0], case.eval_logits[0])
     assert not torch.equal(logits[1], case.eval_logits[1])
     torch.testing.assert_close(turned.flip(0), case.eval_logits, rtol=1e-4, atol=1e-5)
@@ -91,7 +118,7 @@ def test_eval_is_deterministic_and_survives_saving(case, tmp_path):
     other.load_state_dict(load_tensors(tmp_path / "weights")[0])
     for network in (case.network, other):
         with torch.no_grad():
-            logits, out = network(case.images, case.query)
+            logits, out = network(case.images, case.query, **case.mask)
         assert torch.equal(logits, case.eval_logits)
         assert all(map(torch.equal, out["attention"], case.eval_maps))
 
@@ -109,11 +136,12 @@ def test_the_answer_depends_on_the_query():
         torch.manual_seed(0)
         network = build(name, 100, 10, 5).eval()
         image = torch.rand(1, 3, 100, 100)
+        mask = told(name, image)
         with torch.no_grad():
-            outs = [network(image, torch.tensor([q])) for q in (0, 1)]
+            outs = [network(image, torch.tensor([q]), **mask) for q in (0, 1)]
         assert not torch.equal(outs[0][0], outs[1][0]), name
         for a, b in zip(*(o[1]["attention"] for o in outs), strict=True):
-            assert not torch.equal(a, b), name
+            assert torch.equal(a, b) == (name in CONTROLS), name
 
 
 # ------------------------------------------------------------------------------------- samples
@@ -136,7 +164,7 @@ def small(name: str, **options):
         norm.momentum = None  # the mean of all batches: of one, or eval would be all but zero
     images, query = torch.rand(2, 3, 100, 100), torch.tensor([3, 8])
     with torch.no_grad():
-        network(images, query)
+        network(images, query, **told(name, images))
     return network.eval(), images, query
 
 
@@ -236,7 +264,7 @@ def test_samples_of_an_image_do_not_depend_on_the_others(name):
 def test_models_that_are_no_distribution_have_no_samples(name):
     network, images, query = small(name)
     with pytest.raises(ValueError, match="sample"):
-        network(images, query, samples=K)
+        network(images, query, samples=K, **told(name, images))
 
 
 def test_sampled_models_vary_in_training_and_not_in_eval():
@@ -272,10 +300,27 @@ def test_unknown_model(wrong, right):
 
 def test_the_table_is_whole():
     for name, row in MODELS.items():
-        assert find(name) is row
-        assert row.placement in PLACEMENTS
+        assert find(name) is row and find(row) is row and row.name == name
+        assert row.placement in PLACEMENTS and row.kind in KINDS and row.kind != "plugged"
         assert (row.attention == "") == (row.placement == "nowhere")
-        assert row.summary and row.paper and row.paper_name
+        assert (row.explain != "") == (row.kind == "post-hoc") == (row.weights != name)
+        assert row.weights in (name, "none")
+        assert row.summary and row.paper and row.paper_name and row.origin == "mnistattn"
+    assert len({row.paper_name for row in MODELS.values()}) == len(MODELS)
+    assert CONTROLS == ["uniform", "center", "random", "oracle"]
+    assert MODELS.keys() - {*PROPER, *CONTROLS} == {"gradcam", "input-gradient"}
+
+
+def test_only_the_oracle_is_told_the_mask():
+    seers = [name for name in MODELS if build(name, 100, 10, 5).sees_mask]
+    assert seers == ["oracle"]
+    network, images, query = small("oracle")
+    masks = torch.zeros(2, 100, 100, dtype=torch.bool)
+    masks[0, 10:40, 50:90] = masks[1, 60:70, 5:95] = True
+    with torch.no_grad():
+        outs = [network(images, query, mask=mask)[1] for mask in (masks, masks.flip(0))]
+    for a, b in zip(*(out["attention"] for out in outs), strict=True):
+        assert torch.equal(a, b.flip(0)) and not torch.equal(a, b)
 
 
 ARNN_DEFAULTS = {
@@ -293,6 +338,12 @@ DEFAULTS = {
     "arnn-ind": ARNN_DEFAULTS | {"independent": True},
     "arnn-ind-sampled": ARNN_DEFAULTS | {"sampled": True, "independent": True},
     "brnn": ARNN_DEFAULTS | {"block": 2},
+    "uniform": {},
+    "center": {"width": 0.25},
+    "random": {"map_seed": 0},
+    "oracle": {},
+    "gradcam": {},
+    "input-gradient": {},
 }
 
 
@@ -302,11 +353,11 @@ def test_defaults_of_every_model():
 
 
 def test_chosen_options_leave_the_table_alone():
-    for name, row in MODELS.items():
-        if row.attention:
-            chosen = choose_options(name, {"hidden": 7})
-            assert chosen == DEFAULTS[name] | {"hidden": 7}
-            chosen["hidden"] = 9
+    for name in MODELS:
+        for option in DEFAULTS[name]:
+            chosen = choose_options(name, {option: 7})
+            assert chosen == DEFAULTS[name] | {option: 7}
+            chosen[option] = 9
             assert find(name).defaults() == DEFAULTS[name]
     assert choose_options("brnn", {"block": 3}) == DEFAULTS["brnn"] | {"block": 3}
 
@@ -322,6 +373,10 @@ def test_chosen_options_leave_the_table_alone():
         ("arnn", "last", "last_map"),
         ("arnn", "channels", None),
         ("none", "hidden", None),
+        ("gradcam", "hidden", None),
+        ("uniform", "channels", None),
+        ("center", "widht", "width"),
+        ("random", "seed", "map_seed"),
     ],
 )
 def test_unknown_option(name, wrong, right):
@@ -333,7 +388,7 @@ def test_unknown_option(name, wrong, right):
             refuse()
         message = str(caught.value)
         assert all(option in message for option in DEFAULTS[name])
-        assert ("it takes none" in message) == (name == "none")
+        assert ("it takes none" in message) == (not DEFAULTS[name])
         if right:
             assert message.endswith(f"Did you mean '{right}'?")
 
@@ -341,6 +396,22 @@ def test_unknown_option(name, wrong, right):
 def test_options_of_an_unknown_model():
     with pytest.raises(InputError, match="unknown model 'arn'.*Did you mean 'arnn'"):
         choose_options("arn", {})
+
+
+def test_options_are_the_keywords_with_a_default():
+    class Mine(torch.nn.Module):
+        def __init__(self, a, b=1, *, last, size=2, **more):
+            super().__init__()
+
+    class Whole(torch.nn.Module):
+        def __init__(self, a, b, c=3, depth=4, *, needed, last=5):
+            super().__init__()
+
+    assert row_of(Mine).defaults() == {"size": 2}  # neither the features and query, nor `last`
+    assert row_of(Mine, options={"size": 5}).defaults() == {"size": 5}
+    assert choose_options(row_of(Whole, "whole"), {"depth": 6})["depth"] == 6
+    with pytest.raises(InputError, match="no option 'needed'"):
+        choose_options(row_of(Whole, "whole"), {"needed": 6})
 
 
 def test_rows_set_the_options_of_their_family():
@@ -361,6 +432,192 @@ def test_rows_set_the_options_of_their_family():
 def test_bad_hidden(name, hidden):
     with pytest.raises(InputError, match=rf"hidden {hidden}\b"):
         build(name, 100, 10, 5, hidden=hidden)
+
+
+# ---------------------------------------------------------------------- an attention of one's own
+
+
+class Mine(torch.nn.Module):
+    """A gate at each position; `made` has what `last` and `scale` each one was made with."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, channels: int, query_dim: int, *, last: bool, scale: float = 1.0):
+        super().__init__()
+        if scale < 0:
+            raise ValueError(f"scale {scale} is impossible")
+        self.score = torch.nn.Conv2d(channels, 1, 1)
+        self.query = torch.nn.Linear(query_dim, 1)
+        self.scale = scale
+        self.made.append((last, scale))
+
+    def forward(self, x, query):
+        return torch.sigmoid(self.scale * (self.score(x) + self.query(query)[:, :, None, None]))
+
+
+def row_of(cls: type, placement="every", **more) -> Model:
+    return Model(cls.__name__, cls, placement, "-", "-", "-", kind="plugged", **more)
+
+
+def outputs(row: Model, size: int = 100, **options) -> tuple[torch.Tensor, dict]:
+    torch.manual_seed(0)
+    network = build(row, size, 10, 5, **options).eval()
+    with torch.no_grad():
+        return network(torch.rand(3, 3, size, size), torch.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("placement", "size", "stages"),
+    [
+        ("every", 100, [0, 1, 2, 3]),
+        ("every", 224, [0, 1, 2, 3, 4]),
+        ("last", 100, [3]),
+        ("last", 224, [4]),
+        ("nowhere", 100, []),
+        ((25, 6), 100, [1, 3]),
+        ((6, 25), 100, [1, 3]),
+        ((12,), 100, [2]),
+        ((7, 112), 224, [0, 4]),
+        ((16, 2), 32, [0, 3]),
+    ],
+)
+def test_placement_says_where_attention_stands(placement, size, stages):
+    assert placed(placement, size) == stages
+
+
+def test_placed_at_sizes_there_are_maps_of_those_and_the_last_is_told_so():
+    for placement, size, lasts in (
+        ((25, 6), 100, [False, True]),
+        ((25,), 100, [False]),
+        ((56, 14), 224, [False, False]),
+        ((7,), 224, [True]),
+    ):
+        Mine.made.clear()
+        maps = outputs(row_of(Mine, placement), size, scale=0.5)[1]["attention"]
+        assert [tuple(a.shape) for a in maps] == [(3, 1, s, s) for s in placement]
+        assert Mine.made == [(last, 0.5) for last in lasts]
+
+
+@pytest.mark.parametrize(
+    ("word", "sizes"), [("every", (50, 25, 12, 6)), ("last", (6,)), ("every", (6, 12, 25, 50))]
+)
+def test_a_word_for_the_placement_is_its_sizes(word, sizes):
+    by_word, by_sizes = (outputs(row_of(Mine, placement)) for placement in (word, sizes))
+    assert torch.equal(by_word[0], by_sizes[0])
+    assert all(map(torch.equal, by_word[1]["attention"], by_sizes[1]["attention"]))
+
+
+@pytest.mark.parametrize(
+    ("placement", "size", "wrong", "there"),
+    [
+        ((25, 13), 100, 13, "50, 25, 12, 6"),
+        ((25, 6), 224, 25, "112, 56, 28, 14, 7"),
+        ((100,), 100, 100, "50, 25, 12, 6"),
+        ((0,), 100, 0, "50, 25, 12, 6"),
+    ],
+)
+def test_a_map_size_that_there_is_not_is_refused(placement, size, wrong, there):
+    with pytest.raises(InputError, match=f"no map of {wrong} pixels: images of {size} .* {there}"):
+        build(row_of(Mine, placement), size, 10, 5)
+
+
+def test_losses_of_all_layers_are_added_up():
+    class Losing(Mine):
+        def forward(self, x, query):
+            a = super().forward(x, query)
+            return a, a.square().mean()
+
+    plain, out = outputs(row_of(Mine))
+    assert "loss" not in out
+    logits, out = outputs(row_of(Losing))
+    assert torch.equal(logits, plain)
+    expected = sum(a.square().mean().item() for a in out["attention"])
+    assert out["loss"].shape == () and out["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert expected > 0.1
+
+    class OnceLosing(Losing):
+        def forward(self, x, query):
+            a, loss = super().forward(x, query)
+            return (a, loss) if x.shape[2] == 25 else a
+
+    out = outputs(row_of(OnceLosing))[1]
+    assert out["loss"].item() == pytest.approx(out["attention"][1].square().mean().item(), rel=1e-5)
+
+    network = build(row_of(OnceLosing), 100, 10, 5)
+    network(torch.rand(3, 3, 100, 100), torch.arange(3))[1]["loss"].backward()
+    reached = [a.score.weight.grad is not None for a in network.attention.values()]
+    assert reached == [True, True, False, False]  # the gate below feeds the features above
+
+
+@pytest.mark.parametrize(
+    ("give", "found"),
+    [
+        (lambda a: a[:, 0], r"torch.float32 \(3, 50, 50\)"),
+        (lambda a: a.expand(-1, 32, -1, -1), r"torch.float32 \(3, 32, 50, 50\)"),
+        (lambda a: a[:1], r"torch.float32 \(1, 1, 50, 50\)"),  # these three would broadcast
+        (lambda a: a.mean((2, 3), True), r"torch.float32 \(3, 1, 1, 1\)"),
+        (lambda a: a[0, 0, 0, 0], r"torch.float32 \(\)"),
+        (lambda a: a[..., 1:], r"torch.float32 \(3, 1, 50, 49\)"),
+        (lambda a: a.transpose(0, 1), r"torch.float32 \(1, 3, 50, 50\)"),
+        (lambda a: (a > 0.5).long(), r"torch.int64 \(3, 1, 50, 50\)"),
+        (lambda a: a > 0.5, r"torch.bool \(3, 1, 50, 50\)"),
+        (lambda a: a.to(torch.complex64), r"torch.complex64 \(3, 1, 50, 50\)"),
+        (lambda a: a.detach().numpy(), "ndarray"),
+        (lambda a: [a], "list"),
+        (lambda a: None, "NoneType"),
+        (lambda a: (a, a.mean(), a), "tuple"),
+        (lambda a: (a[:, 0], a.mean()), r"torch.float32 \(3, 50, 50\)"),
+        (lambda a: (None, a.mean()), "NoneType"),
+    ],
+)
+def test_what_is_no_map_is_named_with_its_class_and_shapes(give, found):
+    class Wrong(Mine):
+        def forward(self, x, query):
+            return give(super().forward(x, query))
+
+    sentence = rf"Wrong gave {found} for features \(3, 32, 50, 50\): .* \(3, 1, 50, 50\)"
+    with pytest.raises(MnistattnError, match=sentence):
+        outputs(row_of(Wrong))
+
+
+def test_a_whole_network_is_taken_as_it_is():
+    class Whole(torch.nn.Module):
+        def __init__(self, size, queries, answers, *, width=3):
+            super().__init__()
+            self.made = (size, queries, answers, width)
+
+    for options, width in (({}, 3), ({"width": 8}, 8)):
+        network = build(row_of(Whole, "whole"), 224, 5, 10, dropout=0.5, **options)
+        assert type(network) is Whole and network.made == (224, 5, 10, width)
+
+
+def test_what_a_class_raises_when_built_is_one_sentence():
+    for placement in ("every", "last", (25,)):
+        with pytest.raises(
+            InputError, match="^Mine cannot be built with .*'scale': -1.*ValueError"
+        ):
+            build(row_of(Mine, placement), 100, 10, 5, scale=-1)
+
+    class NoLast(torch.nn.Module):
+        def __init__(self, channels, query_dim):
+            super().__init__()
+
+    with pytest.raises(InputError, match="^NoLast cannot be built with {}: TypeError: .*last"):
+        build(row_of(NoLast), 100, 10, 5)
+
+
+def test_attend_is_forward_of_all_but_post_hoc_models():
+    for name in [*PROPER, *CONTROLS]:
+        network = build(name, 100, 10, 5).eval()
+        assert type(network) is Network
+        images = torch.rand(2, 3, 100, 100)
+        mask = told(name, images)
+        with torch.no_grad():
+            (logits, out), (again, attended) = (
+                f(images, torch.arange(2), **mask) for f in (network, network.attend)
+            )
+        assert torch.equal(logits, again), name
+        assert all(map(torch.equal, out["attention"], attended["attention"])), name
 
 
 # ------------------------------------------------------------------- attentions, pixel by pixel
