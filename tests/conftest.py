@@ -1,11 +1,25 @@
 """What several tests share: a tiny generated data set, an easy set in memory, and the real data."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 REAL_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 TINY = {"train": 64, "val": 24, "test": 40}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_round() -> Iterator[None]:
+    """Costs are measured in one round, not seven: tests need no steady ratio.
+
+    Files that do not import torch do not pay for it; if a test of theirs evaluates, it takes seven.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        if "torch" in sys.modules:
+            patched.setattr("mnistattn.evaluation.cost.ROUNDS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

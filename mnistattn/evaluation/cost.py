@@ -23,7 +23,13 @@ MOST = 32  # images of a timed batch: a ratio does not need more
 
 def relative_cost(network: nn.Module, recipe: Recipe, feed: Feed, size: int) -> dict[str, dict]:
     """train_times_none and inference_times_none: median, min, max over rounds, in each of which
-    both networks take a step (and answer a batch). The network is left as it is."""
+    both networks take a step (and answer a batch). The network is left as it is, and so are
+    torch's random numbers."""
+    with torch.random.fork_rng([feed.device] if feed.device.type == "cuda" else []):
+        return _relative_cost(network, recipe, feed, size)
+
+
+def _relative_cost(network: nn.Module, recipe: Recipe, feed: Feed, size: int) -> dict[str, dict]:
     device = feed.device
     plain = build("none", size, 10, feed.answers.shape[1], recipe.dropout)
     pair: list[nn.Module] = [

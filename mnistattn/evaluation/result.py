@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mnistattn.errors import InputError
 from mnistattn.evaluation.score import summarize
@@ -124,7 +124,7 @@ class Cost(_Section):
 class Samples(_Section):
     """The per-sample file, beside the JSON file: its name and SHA-256."""
 
-    file: Annotated[str, Field(pattern=r"^[^/\\]+\.h5$")]
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.h5$")]
     sha256: Digest
 
 
@@ -184,9 +184,19 @@ def schema() -> dict:
     return Result.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 
 
+def fits_option(value: object) -> bool:
+    """Whether a result can hold this value of an option."""
+    try:
+        kept = json.loads(json.dumps(value, allow_nan=False))
+        TypeAdapter(Option, config=ConfigDict(strict=True)).validate_python(kept)
+    except (TypeError, ValueError):  # a ValidationError is one
+        return False
+    return True
+
+
 def check_result(raw: dict) -> dict:
     """raw, if it is a result (or retest) of this schema; ValueError, with one sentence, if not."""
-    if not isinstance(raw, dict) or raw.get("format") not in _KINDS:
+    if not isinstance(raw, dict) or str(raw.get("format")) not in _KINDS:
         raise ValueError("is no result of mnistattn's.")
     model, field, version = _KINDS[raw["format"]]
     found = raw.get(field)
@@ -259,6 +269,7 @@ def differences(scores: dict, samples: dict[str, np.ndarray], one_answer: bool) 
     """
     try:
         again = json.loads(json.dumps(summarize(samples)))
+        wrong = samples["correct"] != (samples["prediction"] == samples["answer"])
     except (KeyError, ValueError, IndexError, TypeError) as error:
         return [f"the per-sample file cannot be scored: {error}"]
     found = [
@@ -266,7 +277,6 @@ def differences(scores: dict, samples: dict[str, np.ndarray], one_answer: bool) 
         for place, kept, made in _pairs(scores, again, "scores")
         if not _same(kept, made)
     ]
-    wrong = samples["correct"] != (samples["prediction"] == samples["answer"])
     if one_answer and wrong.any():
         found.append(f"{int(wrong.sum())} samples are marked against their own answer")
     return found

@@ -31,7 +31,7 @@ from mnistattn.evaluation.feed import Feed, load_feed
 from mnistattn.evaluation.metrics import combine
 from mnistattn.evaluation.picture import attention_picture
 from mnistattn.evaluation.recipes import Recipe, make_recipe
-from mnistattn.evaluation.result import RESULT_VERSION, write_json, write_samples
+from mnistattn.evaluation.result import RESULT_VERSION, fits_option, write_json, write_samples
 from mnistattn.evaluation.score import score_samples, summarize
 from mnistattn.evaluation.train import STATE, autocast, describe, sees_mask, train
 from mnistattn.generators.variants import VARIANTS, Spec, choose
@@ -91,6 +91,11 @@ def _run(row: Model, options, card, recipe, seed, device, run, checkpoint, progr
     if kept.get("model") == row.weights:
         options = kept.get("options", {}) | options
     options = choose_options(row, options)
+    for option, value in options.items():  # fail before the training, not when it is written
+        if not fits_option(value):
+            raise InputError(f"option '{option}' of {row.name} is {value!r}, which no result can "
+                             "hold: it may be a number, a word, true, false, none or a list of "
+                             "whole numbers.")  # fmt: skip
     network = make_network(row, options, card, recipe, seed)
     flops = flops_per_image(network, card.spec.size)  # tries the options on its maps, too
     code = code_hash(row.load() if row.attention else type(network))
@@ -101,12 +106,12 @@ def _run(row: Model, options, card, recipe, seed, device, run, checkpoint, progr
     if checkpoint:
         load_weights(network, tensors, note, row, checkpoint)
         identity, history = note["identity"], note["history"]
-        _claim(run, identity)
+        _claim(run, identity, row.name)
     else:
         for split in ("train", "val", "test"):  # fail before an hour of training, not after
             card.digest(split)
         run.mkdir(parents=True, exist_ok=True)
-        identity = _claim(run, identity)
+        identity = _claim(run, identity, row.name)
         history = _trained(network, run, recipe, card, seed, identity, device, progress, row)
     recipe = Recipe(**identity["recipe"])
 
@@ -232,7 +237,7 @@ def _origin(row: Model) -> str:
     return row.origin.replace("\\", "/").rpartition("/")[2]
 
 
-def _claim(run: Path, identity: dict) -> dict:
+def _claim(run: Path, identity: dict, name: str) -> dict:
     """Refuse a run directory that holds something else, so that no result is lost.
 
     Returns the identity as the directory has it. It may lack options that the model did not have
@@ -248,6 +253,12 @@ def _claim(run: Path, identity: dict) -> dict:
                 f"{run} holds a run of another model, data set, recipe or seed: give another --out."
             )
         identity = kept
+    try:  # models that share weights, as none and gradcam, do not share a result
+        kept_name = json.loads((run / "result.json").read_bytes())["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kept_name = name
+    if kept_name != name:
+        raise InputError(f"{run} holds a run of another model: give another --out.")
     return identity
 
 

@@ -130,7 +130,7 @@ def collect(
     kept = _comparable(found, problems, public)
     by_samples = {s.result["samples"]["sha256"]: s for s in kept}
     for file, raw, samples in retests:
-        problem = "is the retest of no result here."
+        problem: str | None = "is the retest of no result here."
         if raw["of"] in by_samples:
             problem = _attach(by_samples[raw["of"]], raw, samples)
         if problem:

@@ -59,8 +59,9 @@ def compare(
                 for m in ("accuracy", "correctness")}  # fmt: skip
     names = (first.name, second.name)
     if names[0] == names[1]:
-        seeds = (first.result["seed"], second.result["seed"])
-        names = (f"{names[0]} (seed {seeds[0]})", f"{names[1]} (seed {seeds[1]})")
+        seeds = [", ".join(str(s.result["seed"]) for s in entry) for entry in (a, b)]
+        words = [f"seed{'s' * (len(entry) > 1)}" for entry in (a, b)]
+        names = tuple(f"{first.name} ({w} {s})" for w, s in zip(words, seeds, strict=True))
     accuracy = _rows(a, b, "accuracy", borrowed["accuracy"], single)
     correctness = _rows(a, b, "correctness", borrowed["correctness"], single)
     notes = []

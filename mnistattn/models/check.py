@@ -53,9 +53,7 @@ def first_look(network: nn.Module, row: Model, size: int, queries: int, answers:
         network.train(training)
         with torch.no_grad():
             logits, maps, _ = _outputs(network, images, query, row.name)
-        if logits.shape != (2, answers):
-            raise MnistattnError(f"{row.name} gave logits {tuple(logits.shape)} for 2 images and "
-                                 f"{answers} answers: they must be (2, {answers}).")  # fmt: skip
+        _answers(logits, 2, answers, row.name)
         for a in maps:
             try:
                 _valid(a, 2, row.name, size)
@@ -154,7 +152,8 @@ def _shapes(row: Model, options: dict) -> str:
 
 def _works(row: Model, options: dict, size: int) -> str:
     network = _network(row, options, size)
-    _, maps, _ = _outputs(network.train(), *_input(size), row.name, _mask(network, size))
+    logits, maps, _ = _outputs(network.train(), *_input(size), row.name, _mask(network, size))
+    _answers(logits, BATCH, ANSWERS, row.name)
     for a in maps:
         _valid(a, BATCH, row.name, size)
     return "maps " + (", ".join(f"{a.shape[2]} x {a.shape[3]}" for a in maps) or "none")
@@ -412,6 +411,13 @@ def _maps(row: Model, options: dict) -> list[Tensor]:
     if not maps:
         raise _Note("it gives no map, so its mask scores are empty")
     return maps
+
+
+def _answers(logits: Tensor, batch: int, answers: int, name: str) -> None:
+    """Logits that are some: MnistattnError for another shape."""
+    if logits.shape != (batch, answers):
+        raise MnistattnError(f"{name} gave logits {tuple(logits.shape)} for {batch} images and "
+                             f"{answers} answers: they must be ({batch}, {answers}).")  # fmt: skip
 
 
 def _valid(a: object, batch: int, name: str, most: int = 224, exact: tuple | None = None) -> None:

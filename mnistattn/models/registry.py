@@ -109,6 +109,9 @@ def register(name: str) -> Callable[[type], type]:
     """
 
     def enter(cls: type) -> type:
+        from mnistattn.models.plugin import check_class
+
+        check_class(cls, f"'{name}'")
         kept = _REGISTERED.get(name)
         again = kept is not None and _place(kept.load()) == _place(cls)
         if name in MODELS or name in _points() or (kept and not again):
@@ -183,7 +186,8 @@ def _plugged(name: str, cls: type, origin: str) -> Model:
     """The row of a user's class, by its attributes (see contract.py)."""
     placement = getattr(cls, "placement", "every")
     sizes = isinstance(placement, (tuple, list)) and placement
-    if not (sizes and all(isinstance(s, int) for s in sizes)) and placement not in PLACEMENTS:
+    words = [word for word in PLACEMENTS if word != "nowhere"]
+    if not (sizes and all(isinstance(s, int) for s in sizes)) and placement not in words:
         raise InputError(f"{origin}: placement {placement!r} is impossible: it is 'every', 'last', "
                          "'whole', or sizes of maps, as (25, 6).")  # fmt: skip
     lines = (inspect.getdoc(cls) or "").splitlines() if cls.__doc__ else []

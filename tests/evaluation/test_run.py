@@ -1,5 +1,6 @@
 """evaluate() from a data set to a run directory, and all it refuses."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,14 +13,16 @@ import torch
 from PIL import Image
 
 from mnistattn import evaluate, load_arrays
-from mnistattn.dataset.read import read_card
+from mnistattn.dataset.read import answer_masks, read_card
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation import paper, report, score, train
 from mnistattn.evaluation import run as run_module
 from mnistattn.evaluation.paper import printed
 from mnistattn.evaluation.train import STATE
 
-FILES = {"result.json", "model.safetensors", "samples.h5", "curve.json", "picture.png"}
+FILES = {
+    "result.json", "model.safetensors", "samples.h5", "gallery.h5", "curve.json", "picture.png",
+}  # fmt: skip
 REQUEST = {"epochs": 1, "batch_size": 16, "seed": 3}
 
 
@@ -66,9 +69,12 @@ def test_the_files(done):
 
 def test_the_result(done, tiny):
     result, card = done.result, read_card(tiny)
-    assert (result["format"], result["result_version"]) == ("mnistattn-result", 1)
+    assert (result["format"], result["result_version"]) == ("mnistattn-result", 2)
     assert (result["model"], result["paper_name"]) == ("ctx", "CTX")
     assert result["options"] == {"hidden": 32}  # all of them, also those that were not given
+    assert (result["kind"], result["origin"], result["changed_options"]) == ("model", "mnistattn", {})
+    file = Path(run_module.__file__).parents[1] / "models" / "attention" / "pan.py"
+    assert result["code"] == hashlib.sha256(file.read_bytes()).hexdigest()
     dataset = result["dataset"]
     assert (dataset["variant"], dataset["paper_name"], dataset["seed"]) == ("mref", "MREF", 1)
     assert dataset["spec"] == card.raw["spec"]
@@ -90,14 +96,42 @@ def test_the_result(done, tiny):
     least = 2 * 9 * 32 * (3 * 100**2 + 32 * (50**2 + 25**2 + 12**2))
     assert least < result["cost"]["flops_per_image"] < 3 * least
     assert result["cost"]["train_seconds"] > 0
-    assert set(result["versions"]) == {"mnistattn", "torch", "numpy", "python"}
+    assert result["cost"]["batch_size"] == 16
+    for ratio in (result["cost"]["train_times_none"], result["cost"]["inference_times_none"]):
+        assert 0 < ratio["min"] == ratio["median"] == ratio["max"]
+        assert ratio["rounds"] == 1
+    assert set(result["versions"]) == {
+        "mnistattn", "torch", "torchvision", "numpy", "numba", "h5py", "python",
+    }  # fmt: skip
     assert torch.__version__.startswith(result["versions"]["torch"].split("+")[0])
 
 
 def test_the_scores_follow_from_the_samples(done):
     samples = samples_of(done.path)
+    gallery = samples.pop("gallery")
     assert {len(values) for values in samples.values()} == {40}
-    assert score.summarize(samples) == done.result["scores"]
+    assert score.summarize(samples | {"gallery": gallery}) == done.result["scores"]
+    digest = hashlib.sha256((done.path / "samples.h5").read_bytes()).hexdigest()
+    assert done.result["samples"] == {"file": "samples.h5", "sha256": digest}
+
+
+def test_the_gallery(done, tiny):
+    """Sixteen images and masks, and of each the combined map, brought to a peak of 255."""
+    maps = samples_of(done.path)["gallery"]
+    assert (maps.dtype, maps.shape) == (np.uint8, (16, 56, 56))
+    assert (maps.max((1, 2)) == 255).all()
+    with h5py.File(done.path / "gallery.h5") as h5:
+        kept = {name: values[()] for name, values in h5.items()}
+    assert set(kept) == {"image", "mask"}
+    arrays = load_arrays(tiny, "test")
+    assert np.array_equal(kept["image"], arrays["image"][:16])
+    assert kept["mask"].dtype == bool
+    assert np.array_equal(kept["mask"], answer_masks(arrays)[:16])
+    # The maps are the network's: their mass in the mask is what the samples say.
+    small = [np.asarray(Image.fromarray(m).resize((56, 56), Image.BOX)) / 255
+             for m in (255 * kept["mask"]).astype(np.uint8)]  # fmt: skip
+    share = (maps * np.array(small)).sum((1, 2)) / maps.sum((1, 2), dtype=float)
+    np.testing.assert_allclose(share, samples_of(done.path)["correctness"][:16], atol=0.02)
 
 
 def test_the_history(done):
@@ -137,6 +171,7 @@ def test_options(tiny, tmp_path, monkeypatch):
         "independent": False, "sigma": "softplus", "spread": 1.0, "last_map": "softmax", "block": 2,
         "local": False, "sharpness": 1.0,
     }  # fmt: skip
+    assert result["changed_options"] == options  # what differs from the model's own
     first_line = report.table(result).splitlines()[0]
     assert first_line.endswith("seed 3, hidden=3, context=4, sampled=True")
     again = quiet("brnn", tiny, checkpoint=run / "model.safetensors", out="again")
@@ -161,6 +196,7 @@ def test_no_attention(tiny, tmp_path):
     result = quiet("none", tiny, out=tmp_path / "none", **REQUEST)
     assert result["scores"]["masks"] is None
     assert result["scores"]["layers"] == []
+    assert "gallery" not in samples_of(tmp_path / "none")
     assert score.summarize(samples_of(tmp_path / "none")) == result["scores"]
     assert "no attention maps, so no mask scores" in report.table(result)
     assert {p.name for p in (tmp_path / "none").iterdir()} == FILES
@@ -191,7 +227,8 @@ def test_the_other_questions(tmp_path, variant):
             strict=True,
         )
     ]  # fmt: skip
-    np.testing.assert_allclose(samples["chance"], np.mean(masks, (1, 2)))
+    chance = np.mean(masks, (1, 2))
+    np.testing.assert_allclose(samples["chance"], chance, rtol=0, atol=2.0**-17)
     assert np.array_equal(samples["scale"], arrays["scale"][np.arange(12), arrays["target"]])
 
 
@@ -203,6 +240,7 @@ def test_the_same_request_does_not_train_again(done, ctx, tiny, monkeypatch):
     again = quiet("ctx", tiny, out=ctx, **REQUEST)
     assert again["scores"] == done.result["scores"]
     assert again["best_epoch"] == 1
+    assert again["samples"] == done.result["samples"]  # the same bytes
     assert (ctx / "model.safetensors").read_bytes() == done.checkpoint.read_bytes()
 
 
@@ -371,7 +409,7 @@ def test_no_cuda(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="no CUDA device here: use --device cpu"):
         quiet("ctx", tiny, out=tmp_path / "out", device="cuda")
-    assert run_module._device("auto") == torch.device("cpu")
+    assert run_module.choose_device("auto") == torch.device("cpu")
 
 
 def test_a_directory_that_cannot_be_written(tiny, tmp_path):
@@ -452,3 +490,312 @@ def test_the_totals_agree_with_the_scales():
             if None not in row:
                 total = sum(s * a for s, a in zip(shares[variant], row, strict=True))
                 assert total == pytest.approx(paper.ACCURACY[variant][model], abs=0.1), model
+
+
+# ------------------------------------------------------------------------ a model of one's own
+
+
+MINE = '''
+import torch
+from torch import nn
+
+
+class Mine(nn.Module):
+    """Softmax of what fits the query."""
+
+    placement = "last"
+
+    def __init__(self, channels, query_dim, *, last, hidden=1):
+        super().__init__()
+        self.query = nn.Linear(query_dim, channels)
+        self.score = nn.Conv2d(channels, hidden, 1)
+
+    def forward(self, x, query):
+        score = self.score(x * self.query(query)[:, :, None, None]).mean(1, keepdim=True)
+        a = torch.softmax(score.flatten(2), 2).view_as(score)
+        return a
+'''
+
+WHOLE = '''
+import torch
+from torch import nn
+
+
+class Whole(nn.Module):
+    """A grid of mean colours."""
+
+    placement = "whole"
+
+    def __init__(self, size, queries, answers, *, grid=5):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(grid)
+        self.query = nn.Embedding(queries, 3)
+        self.head = nn.Linear(3 * grid * grid, answers)
+
+    def forward(self, images, query):
+        cells = self.pool(images)
+        fits = (cells * self.query(query)[:, :, None, None]).sum(1, keepdim=True)
+        a = torch.sigmoid(fits)
+        return self.head((a * cells).flatten(1)), {"attention": [a]}
+'''
+
+
+def mine(folder: Path, change: tuple[str, str] = ("", ""), source: str = MINE) -> str:
+    """Write mine.py, with one piece of it changed: the reference to its class."""
+    assert change[0] in source
+    (folder / "mine.py").write_text(source.replace(*change) if change[0] else source)
+    return f"{folder / 'mine.py'}:{'Whole' if source is WHOLE else 'Mine'}"
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return run_module.load_tensors(run / "model.safetensors")[0]
+
+
+def test_a_model_of_ones_own(tiny, tmp_path, monkeypatch):
+    """The result says what was run, and nothing of this machine's folders."""
+    monkeypatch.chdir(tmp_path)
+    said = []
+    model = mine(tmp_path)
+    result = quiet(model, tiny, options={"hidden": 3}, say=said.append, **REQUEST)
+    run = Path("runs/mref-Mine-hidden=3-fast-seed3")
+    assert Path(result["run"]) == run
+    assert {p.name for p in run.iterdir()} == FILES
+    assert (result["model"], result["kind"], result["origin"]) == ("Mine", "plugged", "mine.py:Mine")
+    assert result["summary"] == "Softmax of what fits the query."
+    assert result["code"] == hashlib.sha256((tmp_path / "mine.py").read_bytes()).hexdigest()
+    assert result["options"] == result["changed_options"] == {"hidden": 3}
+    assert len(result["scores"]["layers"]) == 1
+    for name in ("result.json", "model.safetensors"):
+        assert str(tmp_path).encode() not in (run / name).read_bytes(), name
+    assert not said
+
+    monkeypatch.setattr(run_module, "train", no_training)  # and once more: it is the same run
+    monkeypatch.setattr(run_module, "relative_cost", lambda *rest: dict.fromkeys(
+        ("train_times_none", "inference_times_none"), result["cost"]["train_times_none"]))  # fmt: skip
+    (tmp_path / "mine.py").write_bytes(MINE.replace("\n", "\r\n").encode())  # line ends aside
+    again = quiet(model, tiny, options={"hidden": 3}, **REQUEST)
+    assert again["scores"] == result["scores"]
+    assert again["code"] == result["code"]
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "interrupted"])
+def test_a_changed_file_is_another_model(tiny, tmp_path, monkeypatch, finished):
+    """Its old weights are neither scored as the new model's nor trained on."""
+    kept = {"identity": None}
+
+    def trained(network, recipe, feed, validation, seed, run, identity, *rest):
+        kept["identity"] = identity
+        note = {"identity": identity, "history": []}
+        run_module.save_tensors(run / (STATE if not finished else "model.safetensors"), {}, note)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run_module, "train", trained)
+        quiet(mine(tmp_path), tiny, out=tmp_path / "run", **REQUEST)
+    assert kept["identity"]["model"] == "Mine"
+    monkeypatch.setattr(run_module, "train", no_training)
+    changed = mine(tmp_path, ("return a", "return a * 0.5"))
+    with pytest.raises(InputError, match="holds a run of another model"):
+        quiet(changed, tiny, out=tmp_path / "run", **REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("change", "ending", "words"),
+    [
+        (("import torch\n", "import torch\n1 / 0\n"), "", r"mine\.py, line 3, raises ZeroDivision"),
+        (("import torch\n", "import torchh\n"), "", r"mine\.py, line 2, raises ModuleNotFound"),
+        (("import torch\n", "import torch(\n"), "", r"mine\.py, line 2, raises SyntaxError"),
+        (("", ""), "s", r"mine\.py has no class 'Mines': it defines Mine\. Did you mean 'Mine'\?"),
+        (("nn.Module", "object"), "", r"mine\.py:Mine is no class of torch\.nn\.Module"),
+        (("forward", "forwards"), "", r"mine\.py:Mine has no forward"),
+        (("class Mine", "class ctx"), "", r"mine\.py has no class 'Mine': it defines ctx"),
+        (('"last"', '"first"'), "", "placement 'first' is impossible"),
+        (("hidden=1", "hidden"), "", "Mine cannot be built with {}: TypeError"),
+    ],
+    ids=str,
+)
+def test_a_file_that_does_not_load(tiny, tmp_path, change, ending, words):
+    model = mine(tmp_path, change) + ending
+    with pytest.raises(InputError, match=words) as caught:
+        quiet(model, tiny, out=tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ("a * float('nan')", "Mine gave a map with NaN or infinity"),
+        ("a / 0", "Mine gave a map with NaN or infinity"),
+        ("a - 0.1", "Mine gave a map with negative values"),
+        ("a[:, 0]", r"a map must be a float tensor \(2, 1, 6, 6\)"),
+        ("a[:, :, :3]", r"a map must be a float tensor \(2, 1, 6, 6\)"),
+        ("a.expand(-1, 2, -1, -1)", r"a map must be a float tensor \(2, 1, 6, 6\)"),
+        ("a > 0.1", r"a map must be a float tensor \(2, 1, 6, 6\)"),
+        ("None", "Mine gave NoneType"),
+        ("torch.softmax(score, 0)", "other images of the batch"),
+        ("a * torch.arange(1, len(a) + 1).view(-1, 1, 1, 1)", "its place in the batch"),
+        ("(a, a.mean((1, 2, 3)))", "a loss of its own must be one finite number"),
+        ("(a, a.sum() * float('inf'))", "a loss of its own must be one finite number"),
+    ],
+)
+def test_a_broken_contract_is_found_before_the_training(
+    tiny, tmp_path, monkeypatch, returned, words
+):
+    monkeypatch.setattr(run_module, "train", no_training)
+    model = mine(tmp_path, ("return a", f"return {returned}"))
+    with pytest.raises(MnistattnError, match=words) as caught:
+        quiet(model, tiny, out=tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_constant_map_is_scored_with_a_note(tiny, tmp_path):
+    said = []
+    model = mine(tmp_path, ("return a", "return torch.full_like(a, 0.5)"))
+    result = quiet(model, tiny, out=tmp_path / "run", say=said.append, **REQUEST)
+    assert len(said) == 1
+    assert "every map of Mine is constant" in said[0]
+    masks = result["scores"]["masks"]
+    assert masks["correctness"] == masks["chance"]
+    assert {p.name for p in (tmp_path / "run").iterdir()} == FILES
+
+
+def test_a_loss_of_ones_own_is_trained_on(tiny, tmp_path):
+    """The same network, with and without a loss that pulls its scores' weights to zero."""
+    runs = {}
+    for name, returned in (("without", "a"), ("with", "(a, 100 * self.score.weight.abs().sum())")):
+        (tmp_path / name).mkdir()
+        model = mine(tmp_path / name, ("return a", f"return {returned}"))
+        runs[name] = tmp_path / name / "run"
+        quiet(model, tiny, out=runs[name], **REQUEST)
+    plain, pulled = (weights_of(run)["attention.3.score.weight"] for run in runs.values())
+    assert pulled.abs().sum() < 0.97 * plain.abs().sum()
+    one, two = (json.loads((run / "curve.json").read_text())[0]["loss"] for run in runs.values())
+    assert two > one + 50 * pulled.abs().sum()
+
+
+def test_a_whole_model_of_ones_own(tiny, tmp_path):
+    result = quiet(mine(tmp_path, source=WHOLE), tiny, out=tmp_path / "run", **REQUEST)
+    assert (result["model"], result["kind"], result["options"]) == ("Whole", "plugged", {"grid": 5})
+    assert result["cost"]["parameters"] == 10 * 3 + 75 * 5 + 5
+    assert result["cost"]["flops_per_image"] == 2 * 75 * 5  # its only matrix product
+    assert len(result["scores"]["layers"]) == 1
+    scores = result["scores"]
+    assert scores["layers"][0] == scores["masks"]["correctness"]  # of a single map
+    checkpoint = tmp_path / "run" / "model.safetensors"
+    again = quiet(mine(tmp_path, source=WHOLE), tiny, out=tmp_path / "b", checkpoint=checkpoint)
+    assert again["scores"] == scores
+
+
+@pytest.mark.parametrize("value", ["(0.5, 1.0)", "{'a': 1}", "float('inf')", "object()"])
+def test_an_option_that_no_result_can_hold_is_found_before_the_training(
+    tiny, tmp_path, monkeypatch, value
+):
+    monkeypatch.setattr(run_module, "train", no_training)
+    model = mine(tmp_path, ("hidden=1", f"hidden=1, extra={value}"))
+    with pytest.raises(InputError, match="option 'extra'"):
+        quiet(model, tiny, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------ controls and post-hoc
+
+
+@pytest.fixture(scope="module")
+def none(tiny, tmp_path_factory) -> SimpleNamespace:
+    """A finished run of none. Read it, copy it, never change it."""
+    path = tmp_path_factory.mktemp("runs") / "none"
+    result = quiet("none", tiny, out=path, **REQUEST)
+    return SimpleNamespace(path=path, result=result, checkpoint=path / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def controls(tiny, tmp_path_factory) -> dict[str, SimpleNamespace]:
+    """Finished runs of all controls."""
+    runs = {}
+    for name in ("uniform", "center", "random", "oracle"):
+        path = tmp_path_factory.mktemp("controls") / name
+        result = quiet(name, tiny, out=path, **REQUEST)
+        runs[name] = SimpleNamespace(path=path, result=result, samples=samples_of(path))
+    return runs
+
+
+def test_controls_are_said_to_be_controls(controls, none):
+    for name, run in controls.items():
+        assert (run.result["model"], run.result["kind"]) == (name, "control")
+        assert {p.name for p in run.path.iterdir()} == FILES
+        assert len(run.result["scores"]["layers"]) == 4
+        assert run.result["cost"]["parameters"] == none.result["cost"]["parameters"]
+
+
+def test_uniform_is_chance(controls):
+    masks, samples = controls["uniform"].result["scores"]["masks"], controls["uniform"].samples
+    assert masks["correctness"] == masks["chance"]
+    for name in ("correctness", "rank_accuracy", "average_precision"):
+        np.testing.assert_allclose(samples[name], samples["chance"], rtol=0, atol=2.0**-16)
+    assert (samples["pixel_auroc"] == 0.5).all()
+    assert masks["pointing"]["value"] == 0
+
+
+def test_center_and_random_look_at_no_image(controls):
+    for name in ("center", "random"):
+        gallery = controls[name].samples["gallery"]
+        assert (gallery == gallery[0]).all(), name
+        assert gallery[0].min() < gallery[0].max() == 255
+    middle = controls["center"].samples["gallery"][0]
+    assert np.array_equal(middle, middle[::-1]) and np.array_equal(middle, middle.T)
+    assert middle[28, 28] == 255 and middle[0, 0] < 10
+
+
+def test_the_oracle_is_the_ceiling(controls):
+    """It attends to the digit that is asked for, in the test as in the training."""
+    masks = {name: run.result["scores"]["masks"] for name, run in controls.items()}
+    for metric in ("correctness", "rank_accuracy", "pixel_auroc", "average_precision", "topk_iou"):
+        best = max(masks, key=lambda name: masks[name][metric]["value"])
+        assert best == "oracle", metric
+    assert masks["oracle"]["correctness"]["value"] > 0.5
+    assert masks["oracle"]["pixel_auroc"]["value"] > 0.95
+    for name in ("uniform", "center", "random"):
+        assert masks[name]["correctness"]["value"] < 0.2
+
+
+@pytest.mark.parametrize("name", ["gradcam", "input-gradient"])
+def test_maps_made_of_a_checkpoint_of_none(none, tiny, tmp_path, monkeypatch, name):
+    """The same network, so the same answers to the last one; only the maps are new."""
+    monkeypatch.setattr(run_module, "train", no_training)
+    result = quiet(name, tiny, out=tmp_path / "out", checkpoint=none.checkpoint)
+    assert (result["model"], result["kind"]) == (name, "post-hoc")
+    assert result["scores"]["accuracy"] == none.result["scores"]["accuracy"]
+    assert result["cost"]["parameters"] == none.result["cost"]["parameters"]
+    for field in ("recipe", "seed", "trained_on", "best_epoch"):
+        assert result[field] == none.result[field], field
+    one, two = samples_of(none.path), samples_of(tmp_path / "out")
+    for column in one:
+        assert np.array_equal(one[column], two[column]), column
+    assert len(result["scores"]["layers"]) == 1
+    assert len(np.unique(two["pixel_auroc"])) > 10  # of each image another map
+    with pytest.raises(InputError, match="is of model none, not ctx"):
+        quiet("ctx", tiny, out=tmp_path / "ctx", checkpoint=none.checkpoint)
+
+
+def test_gradcam_trains_none(none, tiny, tmp_path):
+    """Without a checkpoint: the weights are none's, and serve as a checkpoint of none."""
+    out = tmp_path / "gradcam"
+    result = quiet("gradcam", tiny, out=out, **REQUEST)
+    kept, same = weights_of(none.path), weights_of(out)
+    assert kept.keys() == same.keys()
+    assert all(torch.equal(kept[name], same[name]) for name in kept)
+    assert result["scores"]["accuracy"] == none.result["scores"]["accuracy"]
+    plain = quiet("none", tiny, out=tmp_path / "none", checkpoint=out / "model.safetensors")
+    assert plain["scores"] == none.result["scores"]
+
+
+def test_gradcam_does_not_replace_the_result_of_none(none, tiny, tmp_path):
+    """They share weights, but not a directory."""
+    out = Path(shutil.copytree(none.path, tmp_path / "none"))
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    for request in (REQUEST, {"checkpoint": none.checkpoint}):
+        with pytest.raises(InputError, match="holds a run of"):
+            quiet("gradcam", tiny, out=out, **request)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before

@@ -68,7 +68,7 @@ def fabricate(
         "dataset": {
             "variant": variant, "paper_name": asked.paper_name,
             "spec": Spec(variant).as_dict() | (spec or {}), "seed": data, "sources": made_of,
-            "digests": digests,
+            "digests": digests, "counts": {"train": 64, "val": 24, "test": n},
         },
         "trained_on": trained_on or {s: digests[s] for s in ("train", "val")},
         "recipe": describe(make_recipe(**changed)), "seed": seed,
@@ -96,7 +96,7 @@ def fabricate_retest(
         0.3 if "correctness" in own else None, n or len(own["correct"]),
         raw["dataset"]["variant"], test_seed,
     )  # fmt: skip
-    del samples["gallery"]
+    samples.pop("gallery", None)
     file = run / f"result.retest-{test_seed}.json"
     write_samples(file.with_suffix(".h5"), samples)
     write_json(file, {

@@ -170,7 +170,7 @@ BROKEN = {
     "bin": (lambda b: f.edit(b, set_bin), RESULT, "scores.scales[2].correctness.value says"),
     "no masks": (lambda b: f.edit(b, drop_masks), RESULT, "scores.layers says []"),
     "correct": (lambda b: f.forge(b, more_right), RESULT, "3 samples are marked against their own"),
-    "old scores": (lambda b: f.forge(b, more_right, scores=False), RESULT, "scores.accuracy.hits"),
+    "old scores": (lambda b: f.forge(b, more_right, scores=False), RESULT, "scores.accuracy.high"),
     "no answers": (lambda b: f.forge(b, lambda s: s.pop("prediction")), RESULT, "lacks prediction"),
     "no queries": (lambda b: f.forge(b, lambda s: s.pop("query")), RESULT, "lacks query"),
     "short column": (lambda b: f.forge(b, shorter), RESULT, "not one value an image"),
