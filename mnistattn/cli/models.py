@@ -29,7 +29,7 @@ def command(options: bool) -> None:
             click.echo(f"{name:{width}}cannot be used: {error}")
             continue
         place = row.placement if isinstance(row.placement, str) else _sizes(row.placement)
-        click.echo(f"{name:{width}}{place:9}{n:>11,}{mflop:>7.0f}  {row.origin:11}{row.summary}"
+        click.echo(f"{name:{width}}{place:9}{n:>11,}{mflop:>7.0f}  {row.origin:9}  {row.summary}"
                    + ("" if row.paper == "-" else f" ({row.paper})"))  # fmt: skip
         if options and row.defaults():
             values = ", ".join(f"{k}={_text(v)}" for k, v in row.defaults().items())

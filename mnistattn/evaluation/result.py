@@ -124,7 +124,7 @@ class Cost(_Section):
 class Samples(_Section):
     """The per-sample file, beside the JSON file: its name and SHA-256."""
 
-    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+\.h5$")]
+    file: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+\.h5$")]
     sha256: Digest
 
 

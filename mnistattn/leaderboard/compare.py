@@ -59,9 +59,7 @@ def compare(
                 for m in ("accuracy", "correctness")}  # fmt: skip
     names = (first.name, second.name)
     if names[0] == names[1]:
-        seeds = [", ".join(str(s.result["seed"]) for s in entry) for entry in (a, b)]
-        words = [f"seed{'s' * (len(entry) > 1)}" for entry in (a, b)]
-        names = tuple(f"{first.name} ({w} {s})" for w, s in zip(words, seeds, strict=True))
+        names = (f"{names[0]} ({_seeds(a)})", f"{names[1]} ({_seeds(b)})")
     accuracy = _rows(a, b, "accuracy", borrowed["accuracy"], single)
     correctness = _rows(a, b, "correctness", borrowed["correctness"], single)
     notes = []
@@ -110,6 +108,11 @@ def table(comparison: Comparison) -> str:
         lines.append("")
     lines.append("p of the scale bins: corrected for their number (Holm).")
     return "\n".join([*lines, *c.notes, "", c.sentence])
+
+
+def _seeds(entry: Sequence[Submission]) -> str:
+    numbers = ", ".join(str(s.result["seed"]) for s in entry)
+    return f"seed{'s' * (len(entry) > 1)} {numbers}"
 
 
 def _rows(a, b, measure: str, borrowed: Pooled | None, single: bool) -> tuple[Row, ...]:

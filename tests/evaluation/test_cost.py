@@ -86,7 +86,9 @@ def test_a_slow_attention_costs_more(easy, monkeypatch):
 @pytest.mark.parametrize("images", [1, 20])
 def test_every_kind_of_network_has_a_cost(easy, model, images):
     """Also on a single image, though BatchNorm cannot be trained on one."""
-    feed = dataclasses.replace(easy(images), instances=torch.ones(images, 32, 32, dtype=torch.uint8))
+    feed = dataclasses.replace(
+        easy(images), instances=torch.ones(images, 32, 32, dtype=torch.uint8)
+    )
     whole(relative_cost(network(model), RECIPE, feed, 32))
 
 

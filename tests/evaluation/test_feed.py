@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mnistattn.dataset.read import read_card, read_split
+from mnistattn.dataset.read import answer_masks, read_card, read_split
 from mnistattn.errors import InputError
 from mnistattn.evaluation.feed import Feed, load_feed
 
@@ -147,3 +147,69 @@ def test_a_colour_is_asked_for_only_if_it_occurs_once():
         assert set(zip(*(t.tolist() for t in fresh), strict=True)) <= triples
     image, query, answer = feed.pairs("one", generator())
     assert torch.equal(query, feed.query[image]) and torch.equal(answer, feed.answer[image])
+
+
+# -------------------------------------------------------------------------------------- masks
+
+
+@pytest.fixture(scope="module", params=["mref", "mbg-inv", "mbg-multi"])
+def asked(request, tiny, tmp_path_factory) -> tuple[Feed, dict[str, np.ndarray]]:
+    """A test split with its masks kept, and its arrays."""
+    from mnistattn import generate
+
+    data = tiny
+    if request.param != "mref":
+        data = generate(request.param, tmp_path_factory.mktemp("asked") / "set", train=1, val=1,
+                        test=12, digits="strokes", progress=False)  # fmt: skip
+    card = read_card(data)
+    return load_feed(card, "test", CPU, masks=True), read_split(card, "test")
+
+
+def test_the_mask_of_any_query_is_found_by_a_loop(asked):
+    """All digits (or colours) of all images, also those that are not there."""
+    feed, arrays = asked
+    what = arrays["color" if feed.asks_color else "digit"]
+    classes = 5 if feed.asks_color else 10
+    image, query = torch.cartesian_prod(torch.arange(12), torch.arange(classes)).T
+    order = torch.randperm(len(image), generator=generator())
+    image, query = image[order], query[order]
+    masks = feed.masks(image, query)
+    assert (masks.dtype, masks.shape) == (torch.bool, (len(image), 100, 100))
+    seen = set()
+    for i, q, mask in zip(image.tolist(), query.tolist(), masks.numpy(), strict=True):
+        expected = np.zeros((100, 100), bool)
+        objects = [k for k, value in enumerate(what[i]) if value == q]
+        for k in objects:
+            expected |= arrays["instances"][i] == k + 1
+        assert np.array_equal(mask, expected), (i, q)
+        seen.add(min(len(objects), 2))
+    assert {0, 1} <= seen
+    if feed.asks_color or "answers" in arrays:
+        assert 2 in seen  # a colour that several objects have, a digit in several colours
+
+
+def test_the_mask_of_an_images_own_query_is_the_truth_it_is_scored_by(asked):
+    feed, arrays = asked
+    every = torch.arange(len(feed))
+    truth = answer_masks(arrays)
+    assert truth.any((1, 2)).all()
+    assert np.array_equal(feed.masks(every, feed.query).numpy(), truth)
+    turned = every.flip(0)
+    assert np.array_equal(feed.masks(turned, feed.query[turned]).numpy(), truth[::-1])
+
+
+def test_masks_by_hand():
+    """Background and padding are never asked for, whatever the numbers are."""
+    feed = inverse()
+    feed.instances = torch.zeros(4, 8, 8, dtype=torch.uint8)
+    feed.instances[:, 0, :4] = torch.arange(1, 5)  # the k-th object's pixel is (0, k)
+    masks = feed.masks(torch.tensor([3, 1, 0, 2]), torch.tensor([4, 0, 1, 4]))
+    assert not masks[:, 1:].any() and not masks[:, 0, 4:].any()
+    assert masks[:, 0, :4].int().tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0] * 4]
+
+
+def test_instances_are_kept_only_if_asked_for(feed, tiny):
+    assert feed.instances is None
+    kept = load_feed(read_card(tiny), "train", CPU, masks=True).instances
+    assert kept.dtype == torch.uint8
+    assert np.array_equal(kept.numpy(), read_split(read_card(tiny), "train")["instances"])

@@ -108,8 +108,8 @@ WRONG = [
     ("cost.train_times_none.rounds", 0), ("cost.inference_times_none", None),
     ("cost.parameters", "many"), ("samples.sha256", "A" * 64), ("samples.sha256", "a" * 65),
     ("samples.file", "../samples.h5"), ("samples.file", "/etc/samples.h5"),
-    ("samples.file", "runs\\samples.h5"), ("samples.file", "samples.json"), ("samples.file", "samples\0.h5"),
-    ("samples.file", ".h5/"), ("versions.torch", 2), ("origin", ["a"]),
+    ("samples.file", "runs\\samples.h5"), ("samples.file", "samples.json"),
+    ("samples.file", "samples\0.h5"), ("samples.file", ".h5/"), ("versions.torch", 2), ("origin", ["a"]),
 ]  # fmt: skip
 
 
@@ -145,7 +145,9 @@ def test_an_unknown_field_is_refused(raw, run, place):
 def refused(raw: dict, run: Path, place: str) -> None:
     with pytest.raises((jsonschema.ValidationError, ValueError)):
         jsonschema.Draft202012Validator(schema()).validate(only_json(json.dumps(raw)))
-    with pytest.raises(ValueError, match=f"^does not fit the schema at '{re.escape(place)}") as error:
+    with pytest.raises(
+        ValueError, match=f"^does not fit the schema at '{re.escape(place)}"
+    ) as error:
         check_result(raw)
     sentence(error)
     (run / "result.json").write_text(json.dumps(raw))
@@ -205,7 +207,7 @@ def test_a_retest_has_a_schema_of_its_own(done):
         ('{"format": "mnistattn-result", "result_version": 3}', r"has another schema \(3; "),
         ('{"format": "mnistattn-result", "result_version": "2"}', r"has another schema \(2; "),
         ('{"format": "mnistattn-result"}', r"has another schema \(None; "),
-        ('{"format": "mnistattn-result", "result_version": 2}', "does not fit the schema at 'model'"),
+        ('{"format": "mnistattn-result", "result_version": 2}', "does not fit the schema at"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_result(tmp_path, text, words):
@@ -227,7 +229,9 @@ def test_a_truncated_result(run):
 
 def test_there_is_no_result(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere.json"):
-        with pytest.raises(InputError, match="does not exist: give a result.json or a run") as error:
+        with pytest.raises(
+            InputError, match="does not exist: give a result.json or a run"
+        ) as error:
             read_result(path)
         sentence(error)
 
@@ -296,7 +300,9 @@ def _folder(file: Path) -> None:
 )  # fmt: skip
 def test_damaged_samples(run, done, damage, words):
     damage(run / "samples.h5")
-    with pytest.raises(InputError, match=f"^{re.escape(str(run / 'samples.h5'))}.* {words}") as error:
+    with pytest.raises(
+        InputError, match=f"^{re.escape(str(run / 'samples.h5'))}.* {words}"
+    ) as error:
         read_samples(run / "result.json", done.raw)
     sentence(error)
 

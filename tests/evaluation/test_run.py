@@ -72,7 +72,11 @@ def test_the_result(done, tiny):
     assert (result["format"], result["result_version"]) == ("mnistattn-result", 2)
     assert (result["model"], result["paper_name"]) == ("ctx", "CTX")
     assert result["options"] == {"hidden": 32}  # all of them, also those that were not given
-    assert (result["kind"], result["origin"], result["changed_options"]) == ("model", "mnistattn", {})
+    assert (result["kind"], result["origin"], result["changed_options"]) == (
+        "model",
+        "mnistattn",
+        {},
+    )
     file = Path(run_module.__file__).parents[1] / "models" / "attention" / "pan.py"
     assert result["code"] == hashlib.sha256(file.read_bytes()).hexdigest()
     dataset = result["dataset"]
@@ -560,7 +564,11 @@ def test_a_model_of_ones_own(tiny, tmp_path, monkeypatch):
     run = Path("runs/mref-Mine-hidden=3-fast-seed3")
     assert Path(result["run"]) == run
     assert {p.name for p in run.iterdir()} == FILES
-    assert (result["model"], result["kind"], result["origin"]) == ("Mine", "plugged", "mine.py:Mine")
+    assert (result["model"], result["kind"], result["origin"]) == (
+        "Mine",
+        "plugged",
+        "mine.py:Mine",
+    )
     assert result["summary"] == "Softmax of what fits the query."
     assert result["code"] == hashlib.sha256((tmp_path / "mine.py").read_bytes()).hexdigest()
     assert result["options"] == result["changed_options"] == {"hidden": 3}
@@ -570,8 +578,6 @@ def test_a_model_of_ones_own(tiny, tmp_path, monkeypatch):
     assert not said
 
     monkeypatch.setattr(run_module, "train", no_training)  # and once more: it is the same run
-    monkeypatch.setattr(run_module, "relative_cost", lambda *rest: dict.fromkeys(
-        ("train_times_none", "inference_times_none"), result["cost"]["train_times_none"]))  # fmt: skip
     (tmp_path / "mine.py").write_bytes(MINE.replace("\n", "\r\n").encode())  # line ends aside
     again = quiet(model, tiny, options={"hidden": 3}, **REQUEST)
     assert again["scores"] == result["scores"]

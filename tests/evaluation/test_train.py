@@ -133,6 +133,100 @@ def test_glorot_reaches_all_matrices():
             assert torch.equal(parameter, before[name]), name
 
 
+# ---------------------------------------------------------------- a loss, or the truth, beside
+
+
+class Plain(torch.nn.Module):
+    """Logits of the query, and a loss that pulls `pulled`, which no logit depends on, to 0."""
+
+    def __init__(self, factor: float | None):
+        super().__init__()
+        self.table = torch.nn.Embedding(10, 5)
+        self.pulled = torch.nn.Parameter(torch.ones(3))
+        self.factor = factor
+
+    def forward(self, images, query):
+        out = {"attention": []}
+        if self.factor is not None:
+            out["loss"] = self.factor * self.pulled.square().sum()
+        return self.table(query), out
+
+
+def test_a_loss_of_the_networks_own_is_added_as_it_is(easy):
+    feed, every = easy(20), torch.arange(20)
+    batch = feed.batch(every), feed.query, feed.answer
+    recipe = dataclasses.replace(FAST, clip=1e9)
+    for factor in (None, 0.0, 2.0):
+        torch.manual_seed(0)
+        net = Plain(factor)
+        expected = torch.nn.functional.cross_entropy(net.table(feed.query), feed.answer).item()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        loss, logits = train_module.training_step(net, optimizer, recipe, *batch)
+        assert logits.shape == (20, 5)
+        assert loss.item() == pytest.approx(expected + 3 * (factor or 0), rel=1e-6)
+        # d loss / d pulled = 2 factor: a step of 0.1 to 1 - 0.2 factor.
+        assert torch.allclose(net.pulled.data, torch.full((3,), 1 - 0.2 * (factor or 0)))
+
+
+def test_the_history_has_the_whole_loss(easy):
+    """And the gradient's norm is clipped with it in."""
+    losses = []
+    for factor in (0.0, 50.0):
+        net, history = run(easy, dataclasses.replace(FAST, epochs=1, lr=1e-9), net=Plain(factor))
+        losses.append(history[0]["loss"])
+    assert losses[1] - losses[0] == pytest.approx(150, abs=1)
+
+
+class Told(torch.nn.Module):
+    """Notes what it is given."""
+
+    sees_mask = True
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.given = torch.nn.Embedding(10, 5), []
+
+    def forward(self, images, query, mask):
+        self.given.append((self.training, images, query, mask))
+        return self.table(query), {"attention": []}
+
+
+@pytest.mark.parametrize("queries", ["one", "fresh"])
+def test_masks_reach_a_network_that_sees_them(easy, queries):
+    """In the training and the validation: of the images and of what is asked of each."""
+    feeds = []
+    for seed in (0, 1):
+        feed = easy(40, seed)
+        rng = torch.Generator().manual_seed(seed)
+        feed.instances = torch.randint(0, 4, (40, 32, 32), generator=rng).byte()
+        feed.color = torch.stack([torch.randperm(5, generator=rng)[:3] for _ in range(40)])
+        feed.answer = feed.color[:, 0]
+        feeds.append(feed)
+    net = Told()
+    recipe = dataclasses.replace(FAST, epochs=1, queries=queries)
+    train(net, recipe, *feeds, 0, progress=False)
+    assert [training for training, *_ in net.given] == [True] * 3 + [False]
+    for training, *batch in net.given:
+        feed = feeds[0 if training else 1]
+        known = feed.batch(torch.arange(40)).flatten(1)
+        for image, query, mask in zip(*batch, strict=True):
+            (i,) = (known == image.flatten()).all(1).nonzero().flatten().tolist()
+            k = feed.digit[i].tolist().index(query.item())  # `one`: 0; `fresh`: any object
+            assert torch.equal(mask, feed.instances[i] == k + 1)
+
+
+def test_masks_reach_no_other_network(easy):
+    """Not even where the feed has them: the forward of Plain would not take one."""
+    feed, validation = easy(20), easy(8, 1)
+    feed.instances = validation.instances = torch.ones(20, 32, 32, dtype=torch.uint8)
+    recipe = dataclasses.replace(FAST, epochs=1)
+    train(Plain(None), recipe, feed, validation, 0, progress=False)
+    for value in (False, None, 1, "yes"):  # what a user's network may have of that name
+        net = Plain(None)
+        net.sees_mask = value
+        train(net, recipe, feed, validation, 0, progress=False)
+
+
 # ------------------------------------------------------------------------------- same numbers
 
 

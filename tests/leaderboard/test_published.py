@@ -4,13 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mnistattn import generate
-from mnistattn.dataset.read import read_card
+from mnistattn.dataset.read import read_card, read_split
 from mnistattn.evaluation.result import schema
 from mnistattn.leaderboard.build import build
-from mnistattn.leaderboard.collect import collect, published
+from mnistattn.leaderboard.collect import TRUTH, collect, published
 from mnistattn.leaderboard.page import page
 from mnistattn.leaderboard.text import render
 
@@ -20,9 +21,14 @@ STALE = "is stale: run 'make board' and commit what it writes"
 
 
 @pytest.fixture(scope="module")
-def board():
-    submissions, problems = collect([FOLDER], public=True)
+def submissions():
+    found, problems = collect([FOLDER], public=True)
     assert problems == []
+    return found
+
+
+@pytest.fixture(scope="module")
+def board(submissions):
     return build(submissions)
 
 
@@ -68,7 +74,7 @@ def test_the_schema_is_not_stale():
     }, STALE
 
 
-def test_anyone_can_remake_the_test_sets(board, real_data, tmp_path):
+def test_anyone_can_remake_the_test_sets(board, submissions, real_data, tmp_path):
     done = set()
     for group in board.groups:
         dataset = group.dataset
@@ -81,4 +87,11 @@ def test_anyone_can_remake_the_test_sets(board, real_data, tmp_path):
             test=group.n, digits=dataset["sources"]["digits"]["source"], data_root=real_data,
             progress=False, say=lambda line: None, **spec,
         )  # fmt: skip
-        assert read_card(path).digest("test") == dataset["digests"]["test"]
+        card = read_card(path)
+        assert card.digest("test") == dataset["digests"]["test"]
+        arrays = read_split(card, "test", ("query", "answer", "scale", "target"))
+        arrays["scale"] = arrays["scale"][range(group.n), arrays["target"]]
+        for submission in submissions:  # and all were asked, and marked, by that test set
+            if submission.result["dataset"]["digests"]["test"] == card.digest("test"):
+                for name in TRUTH:
+                    np.testing.assert_array_equal(submission.samples[name], arrays[name])

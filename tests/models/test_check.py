@@ -16,7 +16,8 @@ from mnistattn.models.registry import Model, find
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ["mnistattn/models/template.py:MyAttention", "examples/cbam_spatial.py:CBAMSpatial"]
 
-BUILDS, SHAPE, PX100, PX224 = "builds", "shape at every size", "works on 100 pixels", "works on 224 pixels"  # fmt: skip
+BUILDS, SHAPE = "builds", "shape at every size"
+PX100, PX224 = "works on 100 pixels", "works on 224 pixels"
 VALUES, RANGE, CONSTANT = "finite, not negative", "gate or distribution", "not constant"
 QUERY, GRADIENT = "looks at the query", "gradient reaches every parameter"
 EVAL, LEAK, LABELS = "deterministic in eval", "no leak across the batch", "no use of labels"
@@ -52,27 +53,24 @@ def short(monkeypatch):
 # ------------------------------------------------------------------------- what keeps the contract
 
 
-@pytest.mark.parametrize("name", ["none", "san", "ctx", "arnn", "brnn", *EXAMPLES])
+@pytest.mark.parametrize("name", ["none", "ctx", "arnn", *EXAMPLES])
 def test_what_keeps_the_contract_passes_every_point(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = states(name)
     assert list(found) == [p for p in ALL if p != SHAPE or name != "none"]
     assert "fail" not in found.values(), found
     notes = {p for p, state in found.items() if state == "note"}
-    # Without a map there is nothing to say of it; a block of 2 x 2 does not fit a map of 1 x 1.
-    assert notes == {"none": {RANGE, CONSTANT}, "brnn": {SHAPE}}.get(name, set())
+    assert notes == ({RANGE, CONSTANT} if name == "none" else set())
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("noctx", {}), ("arnn-sampled", {}), ("arnn-ind-sampled", {}), ("arnn", {"last_map": "gate"}),
-     ("gradcam", {}), ("input-gradient", {})],
-    ids=str,
-)  # fmt: skip
-def test_other_models_pass_too(name, options, short):
-    found = states(name, options)
+    "name", ["san", "brnn", "arnn-sampled", "arnn-ind", "gradcam", "input-gradient"]
+)
+def test_other_models_pass_too(name, short):
+    found = states(name)
     assert "fail" not in found.values(), found
-    assert ("samples" in found) == name.startswith("arnn")
+    assert ("samples" in found) == (name in ("arnn-sampled", "arnn-ind"))
+    assert (found.get(SHAPE) == "note") == (name == "brnn")  # a block is larger than 1 x 1
 
 
 def test_the_controls_fail_what_they_are_there_for(short):
@@ -143,7 +141,7 @@ class Square(Sound):
 class NanOfOnePosition(Sound):
     def scores(self, x, query):
         score = super().scores(x, query)
-        return score / (score.flatten(2).std(2)[..., None, None] + 1e-5)
+        return score + 0.1 * torch.log(torch.tensor(score[0].numel() - 1.0)).cos()
 
 
 class Nan(Sound):
@@ -206,8 +204,8 @@ class Rounded(Sound):
 
 
 class InfiniteSlope(Sound):
-    def finish(self, score):
-        return torch.relu(score).sqrt()
+    def scores(self, x, query):
+        return super().scores(x, query) + torch.sqrt(0 * self.query.weight.sum())
 
 
 class DropsOutInEval(Sound):
@@ -245,6 +243,12 @@ class LeaksInTraining(Sound):
     def scores(self, x, query):
         score = super().scores(x, query)
         return score - score.mean(0) if self.training else score
+
+
+class LeaksALittleInTheLast(Sound):
+    def scores(self, x, query):
+        score = super().scores(x, query)
+        return score - 0.1 * score.mean(0) if self.last and not self.training else score
 
 
 class RunningSum(Sound):
@@ -340,12 +344,6 @@ class LossOfEach(Sound):
         return a, a.mean((1, 2, 3))
 
 
-class DrownsTheAnswer(Sound):
-    def forward(self, x, query):
-        a = super().forward(x, query)
-        return a, 1e15 * a.mean()
-
-
 @pytest.mark.parametrize(
     ("cls", "meant", "more", "says"),
     [
@@ -354,7 +352,7 @@ class DrownsTheAnswer(Sound):
         (Square, SHAPE, set(), r"\(2, 1, 8, 5\): it must be \(2, 1, 5, 8\)"),
         (NanOfOnePosition, SHAPE, set(), "NaN or infinity"),
         (Nan, VALUES, RUNS, "NaN or infinity"),
-        (NanInTheDark, VALUES, set(), "NaN or infinity"),
+        (NanInTheDark, VALUES, {SAVED}, "NaN or infinity"),
         (Negative, VALUES, {SHAPE, PX100, PX224, HALF}, "negative values .*sigmoid"),
         (Whole, SHAPE, RUNS, "map that is torch.int64"),
         (Constant, CONSTANT, set(), "same value at every position"),
@@ -368,6 +366,7 @@ class DrownsTheAnswer(Sound):
         (RemembersTheBatchBefore, EVAL, {LEAK, SAVED}, "nothing from batch to batch"),
         (SoftmaxOverTheBatch, LEAK, set(), "in eval.*changes when other images"),
         (LessTheBatchMean, LEAK, set(), "in eval.*changes when other images"),
+        (LeaksALittleInTheLast, LEAK, set(), "in eval.*changes when other images"),
         (LeaksInTraining, LEAK, set(), "in training.*changes when other images"),
         (RunningSum, LEAK, set(), "in eval.*place in the batch"),
         (LooksAtTheFirst, LEAK, set(), "in eval.*place in the batch"),
@@ -378,7 +377,7 @@ class DrownsTheAnswer(Sound):
         (TakesAnswer, LABELS, set(), "forward takes 'label'"),
         (SeesMask, LABELS, set(), "asks for the true mask"),
         (LostBySaving, SAVED, set(), "saved and loaded .*another map"),
-        (LosesItsMean, SAVED, set(), "saved and loaded .*another map"),
+        (LosesItsMean, SAVED, {LEAK}, "saved and loaded .*another map"),
         (SmallImages, PX224, {SHAPE}, "RuntimeError: this map is too large"),
         (NoHalf, HALF, set(), "RuntimeError: "),
         (NanLoss, PX100, RUNS - {SHAPE}, "loss of its own must be one finite number"),
@@ -395,7 +394,7 @@ def test_each_breach_is_caught_by_its_point(cls, meant, more, says, short):
     assert re.search(says, verdicts[meant].text), verdicts[meant].text
 
 
-def test_the_sound_attention_passes():
+def test_the_sound_attention_passes(short):
     assert set(states(row_of(Sound)).values()) == {"ok"}
 
 
@@ -417,7 +416,7 @@ def test_a_constructor_that_raises_ends_the_check():
 
 
 def test_what_does_not_learn_is_caught_by_training():
-    assert failing(row_of(DrownsTheAnswer)).keys() == {TRAINS}
+    assert failing(row_of(Unlearns, "whole")).keys() == {TRAINS}
 
 
 def test_what_is_no_breach_is_a_note(short):
@@ -437,9 +436,8 @@ def test_what_is_no_breach_is_a_note(short):
         def make(self):
             self.shift = nn.Parameter(torch.zeros(1))
 
-        def finish(self, score):
-            flat = (score + self.shift.round()).flatten(2)
-            return torch.softmax(flat, dim=2).view_as(score)
+        def scores(self, x, query):
+            return super().scores(x, query) + self.shift.round()
 
     for cls, point in ((NoQuery, QUERY), (Large, RANGE), (Shifted, GRADIENT)):
         found = states(row_of(cls))
@@ -560,6 +558,11 @@ class DeadNet(Net):
         return logits.detach() + self.head.bias, {"attention": [a]}
 
 
+class Unlearns(Net):
+    def end(self, logits, a):
+        return 2 * logits.detach() - logits, {"attention": [a]}  # the gradient's sign is wrong
+
+
 EVERYTHING = RUNS | {TRAINS}
 
 
@@ -589,7 +592,7 @@ def test_each_breach_of_a_whole_network_is_caught_by_its_point(cls, meant, more,
     assert re.search(says, verdicts[meant].text), verdicts[meant].text
 
 
-def test_a_whole_network_that_keeps_the_contract_passes():
+def test_a_whole_network_that_keeps_the_contract_passes(short):
     assert set(states(row_of(Net, "whole")).values()) == {"ok"}
 
     class Blind(Net):
@@ -641,6 +644,7 @@ def test_a_first_look_at_a_whole_network():
         (Negative, "Negative gave a map with negative values"),
         (Whole, "Whole gave torch.int64"),
         (SoftmaxOverTheBatch, "SoftmaxOverTheBatch does not keep.*other images"),
+        (LeaksALittleInTheLast, "LeaksALittleInTheLast does not keep.*other images"),
         (LessTheBatchMean, "LessTheBatchMean does not keep.*other images"),
         (KnowsItsPlace, "KnowsItsPlace does not keep.*place in the batch"),
         (SharesWithTheBatch, "SharesWithTheBatch does not keep.*alone"),
