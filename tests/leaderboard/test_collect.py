@@ -181,11 +181,11 @@ BROKEN = {
                 "does not say what the data set is made of"),
     "sources": (lambda b: f.edit(b, lambda r: r["dataset"]["sources"].clear()), RESULT,
                 "does not say what the data set is made of"),
-    "truth": (lambda b: f.forge(b, other_truth), RESULT, "a/result.json, but other queries"),
-    "scale": (lambda b: f.forge(b, other_scale), RESULT, "but other queries, answers or scales"),
-    "truth of other data": (lambda b: replace(b, seed=1, truth=9), RESULT, "but other queries"),
+    "truth": (lambda b: f.forge(b, other_truth), RESULT, "other queries"),
+    "scale": (lambda b: f.forge(b, other_scale), RESULT, "other queries, answers or scales"),
+    "truth of other data": (lambda b: replace(b, seed=1, truth=9), RESULT, "other queries"),
     "other count": (lambda b: replace(b, seed=1, digests=f.result_of(b.parent / "a")["dataset"][
-        "digests"], data=0, truth=1), RESULT, "but other queries"),
+        "digests"], data=0, truth=1), RESULT, "other queries"),
     "twice": (lambda b: replace(b, accuracy=0.7), RESULT, "and seed of", "a/result.json"),
 }  # fmt: skip
 
@@ -405,3 +405,12 @@ def test_a_board_that_cannot_be_written_is_one_sentence(board, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MnistattnError, match=r"^cannot write .*Not a directory\.$"):
         add(board / "b", tmp_path / "file")
+
+
+def test_a_forged_truth_that_comes_first_does_not_put_out_the_others(tmp_path):
+    for name in ("b", "c"):
+        f.fabricate(tmp_path / name, seed=ord(name))
+    f.forge(f.fabricate(tmp_path / "a", seed=1), other_truth)
+    kept, problems = collect([tmp_path])
+    assert [s.file.parent.name for s in kept] == ["b", "c"]
+    assert len(problems) == 1 and "a/result.json has other queries" in problems[0]
