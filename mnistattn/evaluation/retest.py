@@ -17,6 +17,7 @@ from mnistattn.dataset.read import Card, read_card, read_split
 from mnistattn.dataset.write import generate
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation.checkpoint import load_tensors
+from mnistattn.evaluation.metrics import same_mean
 from mnistattn.evaluation.recipes import Recipe
 from mnistattn.evaluation.result import (
     RETEST_VERSION,
@@ -102,7 +103,7 @@ def retest(
             "format": "mnistattn-retest", "retest_version": RETEST_VERSION,
             "of": raw["samples"]["sha256"], "model": raw["model"], "test_seed": test_seed,
             "digest": digest, "common_images": common, "scores": scores,
-            "drop": float(there.mean() - here.mean()), "p": chance_of(here, there),
+            "drop": float(there.mean() - here.mean()), "p": same_mean(here, there),
             "samples": {"file": stem.name, "sha256": hashlib.sha256(stem.read_bytes()).hexdigest()},
             "versions": versions(),
         }  # fmt: skip
@@ -110,15 +111,6 @@ def retest(
     except OSError as error:
         raise MnistattnError(f"cannot write {target}: {error.strerror or error}.") from error
     return content | {"file": str(target)}
-
-
-def chance_of(here: np.ndarray, there: np.ndarray) -> float:
-    """Two-sided p that scores (n,) and (m,) of two independent test sets have one mean (Welch)."""
-    from scipy.stats import ttest_ind_from_stats  # of the arrays it warns where all are right
-
-    moments = [f for x in (here, there) for f in (x.mean(), x.std(ddof=1), len(x))]
-    p = float(ttest_ind_from_stats(*moments, equal_var=False).pvalue)
-    return float(here.mean() == there.mean()) if np.isnan(p) else p
 
 
 def common_images(first: Card, second: Card) -> int:

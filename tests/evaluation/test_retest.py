@@ -14,8 +14,9 @@ from mnistattn.dataset.read import read_card
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation import retest as module
 from mnistattn.evaluation import score
+from mnistattn.evaluation.metrics import same_mean
 from mnistattn.evaluation.result import check_result
-from mnistattn.evaluation.retest import chance_of, common_images, retest
+from mnistattn.evaluation.retest import common_images, retest
 from mnistattn.leaderboard.collect import collect
 
 PLUGGED = """
@@ -108,7 +109,7 @@ def test_the_scores_follow_from_the_samples(again):
     assert not np.array_equal(own["scale"], fresh["scale"])
     drop = fresh["correct"].mean() - own["correct"].mean()
     assert content["drop"] == pytest.approx(drop)
-    assert content["p"] == chance_of(own["correct"].astype(float), fresh["correct"].astype(float))
+    assert content["p"] == same_mean(own["correct"].astype(float), fresh["correct"].astype(float))
 
 
 def test_the_test_set_is_that_of_generate(again, tiny, tmp_path):
@@ -150,12 +151,12 @@ def test_images_in_common_are_counted(tiny, tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_chance_of_no_drop():
+def test_the_same_mean_no_drop():
     right, wrong, half = np.ones(50), np.zeros(50), np.arange(50) % 2.0
-    assert chance_of(right, right) == 1.0
-    assert chance_of(right, wrong) == 0.0
-    assert chance_of(half, half) == 1.0
-    assert 0 < chance_of(right, half) < 1e-6
+    assert same_mean(right, right) == 1.0
+    assert same_mean(right, wrong) == 0.0
+    assert same_mean(half, half) == 1.0
+    assert 0 < same_mean(right, half) < 1e-6
 
 
 # ------------------------------------------------------------------------------- what is refused
