@@ -73,21 +73,25 @@ def evaluate(
         raise InputError(f"seed {seed} is out of range: give a whole number from 0 to 2^32 - 1.")
     place = choose_device(device)
     card = _data(data, variant, generate_options, progress, say)
+    tensors, note = load_tensors(Path(checkpoint)) if checkpoint else ({}, {})
+    kept = note.get("identity", {})  # of a checkpoint, whose seed and options are its own
     choices = "".join(f"-{option}={value}" for option, value in sorted((options or {}).items()))
-    name = f"{card.raw['variant']}-{row.name}{choices}-{recipe}-seed{seed}"
+    name = f"{card.raw['variant']}-{row.name}{choices}-{recipe}-seed{kept.get('seed', seed)}"
     if checkpoint:
         name += "-checkpoint"
     run = Path(out if out is not None else Path("runs") / name)
     try:
-        return _run(row, options or {}, card, changed, seed, place, run, checkpoint, progress, say)
+        return _run(row, options or {}, card, changed, seed, place, run, checkpoint, tensors, note,
+                    progress, say)  # fmt: skip
     except OSError as error:
         raise MnistattnError(f"cannot write {run}: {error.strerror or error}.") from error
 
 
-def _run(row: Model, options, card, recipe, seed, device, run, checkpoint, progress, say) -> dict:
+def _run(
+    row: Model, options, card, recipe, seed, device, run, checkpoint, tensors, note, progress, say
+) -> dict:  # fmt: skip
     keep_freed_memory()
-    tensors, note = load_tensors(Path(checkpoint)) if checkpoint else ({}, {})
-    kept = note.get("identity", {})  # of a checkpoint, whose options are its own
+    kept = note.get("identity", {})
     if kept.get("model") == row.weights:
         options = kept.get("options", {}) | options
     options = choose_options(row, options)
@@ -105,6 +109,9 @@ def _run(row: Model, options, card, recipe, seed, device, run, checkpoint, progr
     } | ({"code": code} if row.kind == "plugged" else {})  # fmt: skip
     if checkpoint:
         load_weights(network, tensors, note, row, checkpoint)
+        if row.kind == "plugged" and kept.get("code") != code:
+            raise InputError(f"the code of {row.name} is not what {checkpoint} was trained with "
+                             "(SHA-256): give the file as it was.")  # fmt: skip
         identity, history = note["identity"], note["history"]
         _claim(run, identity, row.name)
     else:

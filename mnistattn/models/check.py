@@ -52,8 +52,15 @@ def first_look(network: nn.Module, row: Model, size: int, queries: int, answers:
     _refuse(row, _labels, row, network)  # first: no mask is given here
     for training in (True, False):
         network.train(training)
-        with torch.no_grad(), _fitting(network):
-            logits, maps, _ = _outputs(network, images, query, row.name)
+        try:
+            with torch.no_grad(), _fitting(network):
+                logits, maps, _ = _outputs(network, images, query, row.name)
+        except MnistattnError:
+            raise
+        except Exception as error:  # of the user's code
+            raise MnistattnError(
+                f"{row.name} raises {type(error).__name__} on images of {size} pixels: {error}."
+            ) from error
         _answers(logits, 2, answers, row.name)
         for a in maps:
             try:
@@ -425,7 +432,8 @@ def _outputs(network, images, query, name: str, mask=None) -> tuple[Tensor, list
         raise MnistattnError(f"{name} must return (logits, out), out['attention'] a list of maps.")
     loss = torch.as_tensor(out.get("loss", 0.0))
     if loss.numel() != 1 or not bool(torch.isfinite(loss).all()):
-        raise MnistattnError(f"{name}: a loss of its own must be one finite number, not {loss}.")
+        found = f"{loss.item():g}" if loss.numel() == 1 else f"a tensor {tuple(loss.shape)}"
+        raise MnistattnError(f"{name}: a loss of its own must be one finite number, not {found}.")
     return logits, maps, loss
 
 

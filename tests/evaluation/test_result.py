@@ -109,7 +109,8 @@ WRONG = [
     ("cost.parameters", "many"), ("samples.sha256", "A" * 64), ("samples.sha256", "a" * 65),
     ("samples.file", "../samples.h5"), ("samples.file", "/etc/samples.h5"),
     ("samples.file", "runs\\samples.h5"), ("samples.file", "samples.json"),
-    ("samples.file", "samples\0.h5"), ("samples.file", ".h5/"), ("versions.torch", 2), ("origin", ["a"]),
+    ("samples.file", "samples\0.h5"), ("samples.file", ".h5/"), ("versions.torch", 2),
+    ("origin", ["a"]),
 ]  # fmt: skip
 
 

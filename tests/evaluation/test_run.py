@@ -805,3 +805,43 @@ def test_gradcam_does_not_replace_the_result_of_none(none, tiny, tmp_path):
         with pytest.raises(InputError, match="holds a run of"):
             quiet("gradcam", tiny, out=out, **request)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_a_checkpoint_of_other_code_is_refused(tiny, tmp_path):
+    file = tmp_path / "gate.py"
+    file.write_text(GATE_SOURCE)
+    quiet(f"{file}:Gate", tiny, out=tmp_path / "run", **REQUEST)
+    file.write_text(GATE_SOURCE.replace("torch.sigmoid", "softmax_of_all"))
+    with pytest.raises(InputError, match="is not what .* was trained with"):
+        quiet(
+            f"{file}:Gate", tiny, checkpoint=tmp_path / "run/model.safetensors", out=tmp_path / "x"
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_a_plugged_forward_raises_is_one_sentence(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "train", no_training)
+    file = tmp_path / "gate.py"
+    file.write_text(GATE_SOURCE.replace("self.score(x)", "x.no_such_thing"))
+    with pytest.raises(MnistattnError, match="Gate raises AttributeError on images of 100 pixels"):
+        quiet(f"{file}:Gate", tiny, out=tmp_path / "run", **REQUEST)
+
+
+GATE_SOURCE = """
+import torch
+from torch import nn
+
+
+def softmax_of_all(x):
+    return torch.softmax(x.flatten(1), 1).view_as(x)
+
+
+class Gate(nn.Module):
+    def __init__(self, channels, query_dim, *, last):
+        super().__init__()
+        self.score = nn.Conv2d(channels, 1, 1)
+        self.query = nn.Linear(query_dim, 1)
+
+    def forward(self, x, query):
+        return torch.sigmoid(self.score(x) + self.query(query)[:, :, None, None])
+"""
