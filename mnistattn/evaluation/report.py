@@ -15,7 +15,7 @@ def table(result: dict) -> str:
     ]
     lines = [
         f"{result['paper_name']} ({result['model']}) on {dataset['paper_name']}, "
-        f"recipe {result['recipe']['name']}, {result['recipe']['epochs']} epochs, "
+        f"recipe {result['recipe']['name']}, {_epochs(result)}, "
         f"seed {result['seed']}" + "".join(f", {option}" for option in changed_options(result)),
         "",
         f"{'':24}{'ours':>8}   {'95 % interval':16}{'n':>7}{'paper':>9}",
@@ -59,6 +59,11 @@ def table(result: dict) -> str:
         f"{cost['inference_times_none']['median']:.2f} times",
     ]
     return "\n".join(lines)
+
+
+def _epochs(result: dict) -> str:
+    n = result["recipe"]["epochs"]
+    return f"{n} epoch{'s' * (n > 1)}"
 
 
 def changed_options(result: dict) -> list[str]:

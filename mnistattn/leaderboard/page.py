@@ -1,30 +1,18 @@
 """A board as one HTML page that needs nothing else: styles, script, charts and pictures inline.
 
-The charts are matplotlib's SVG. They are drawn in colours that stand for a role (ink, grid, series
-1, ...), which become CSS variables, so that they follow the page into the dark. Nothing depends on
-the time or on chance: the same board gives the same bytes on the same machine.
+Nothing depends on the time or on chance: the same board gives the same bytes on the same machine.
 """
 
-import base64
-import io
-import math
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-import numpy as np
-from markupsafe import Markup, escape
-from numpy.typing import NDArray
-from PIL import Image
 
-from mnistattn.dataset.sheet import grey, outlined, tile
 from mnistattn.errors import InputError
-from mnistattn.evaluation.picture import TRUTH, heat
 from mnistattn.generators.variants import COUNTS, VARIANTS
 from mnistattn.leaderboard.board import Board, Entry, Estimate, Group, Retest
+from mnistattn.leaderboard.charts import charts, looks_of, swatch
+from mnistattn.leaderboard.gallery import gallery_of, unmapped
 from mnistattn.leaderboard.text import (
     EMPTY,
     LEGEND,
@@ -36,34 +24,9 @@ from mnistattn.leaderboard.text import (
     mean,
     number,
     one_line,
-    scales,
     short,
+    span,
 )
-
-TILE = 100  # pixels of a picture in the gallery, the size of most data sets' images
-STRIP_BYTES = 40_000  # which base64 makes 53 KB of the page
-GAP = 4  # transparent pixels between two of them
-
-# A colour of a chart stands for a role: the first becomes var(--ink), and so on. No other colour
-# is drawn, so the values only have to differ.
-_ROLES = {
-    name: f"#0{i:x}0203"
-    for i, name in enumerate(
-        ("ink", "muted", "grid", "quiet", "panel", *(f"s{k}" for k in range(1, 7)))
-    )
-}
-# Colour, marker and dashes all differ, so that no pair is told apart by colour alone.
-_STYLES: tuple[tuple[str, str, Any], ...] = (
-    ("s1", "o", "solid"),
-    ("s2", "s", (0, (7, 2))),
-    ("s3", "^", (0, (2, 1.2))),
-    ("s4", "D", (0, (7, 2, 1.5, 2))),
-    ("s5", "v", (0, (4, 1.5))),
-    ("s6", "P", (0, (7, 1.5, 1.5, 1.5, 1.5, 1.5))),
-)
-_QUIET = ("quiet", "", "solid")  # the other models, and post-hoc methods
-_CONTROL = ("quiet", "x", (0, (3, 3)))
-_WIDTH, _HEIGHT = 600.0, 400.0  # of a chart, in its own units, which are about pixels
 
 
 def page(board: Board, title: str = "mnistattn leaderboard") -> str:
@@ -88,25 +51,12 @@ def page(board: Board, title: str = "mnistattn leaderboard") -> str:
 # ---- a group -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Look:
-    """How an entry is drawn in the charts of its group."""
-
-    colour: str  # a role
-    marker: str
-    dashes: Any
-
-    @property
-    def featured(self) -> bool:
-        return self.colour not in ("quiet", "muted")
-
-
 def _view(group: Group) -> dict[str, Any]:
     """All that the template shows of a group."""
     id = re.sub(r"[^A-Za-z0-9_-]", "-", group.key)  # a link to it lasts while groups come and go
-    looks = _looks(group.entries)
+    looks = looks_of(group.entries)
     notes = footnotes(group.entries)
-    gallery = _gallery(group)
+    gallery = gallery_of(group)
     return {
         "id": id,
         "group": group,
@@ -117,11 +67,11 @@ def _view(group: Group) -> dict[str, Any]:
         "rows": [_row(entry, notes) for entry in group.entries],
         "notes": list(notes),
         "key_rows": [
-            {"entry": entry, "swatch": _swatch(looks[entry.name])} for entry in group.entries
+            {"entry": entry, "swatch": swatch(looks[entry.name])} for entry in group.entries
         ],
-        "charts": [chart for chart in _charts(group, looks, id) if chart],
+        "charts": [chart for chart in charts(group, looks, id) if chart],
         "gallery": gallery,
-        "unmapped": _unmapped(group, gallery),
+        "unmapped": unmapped(group, gallery),
     }
 
 
@@ -241,483 +191,6 @@ def _estimate_cell(
     main = number(value, digits, factor)
     if known(estimate.deviation) is not None:
         main += f" ± {number(estimate.deviation, digits, factor)}"
-    cell = _cell(key, value, main, _span(estimate, finer, factor))
+    cell = _cell(key, value, main, span(estimate, finer, factor))
     cell["bar"] = f"{100 * min(1.0, max(0.0, value)):.1f}"
     return cell
-
-
-def _span(estimate: Estimate, digits: int, factor: float) -> str:
-    return f"{number(estimate.low, digits, factor)} to {number(estimate.high, digits, factor)}"
-
-
-# ---- the charts ----------------------------------------------------------------------------------
-
-
-def _looks(entries: Sequence[Entry]) -> dict[str, _Look]:
-    """Colour for the six most accurate models; grey for the rest, dashed for controls.
-
-    More than six lines in colour cannot be told apart; the grey ones keep their name at their end.
-    """
-    looks, styles = {}, iter(_STYLES)
-    for entry in entries:
-        look = None
-        if entry.kind in ("model", "plugged"):
-            look = next(styles, None)
-        looks[entry.name] = _Look(*(look or (_CONTROL if entry.kind == "control" else _QUIET)))
-    return looks
-
-
-def _charts(group: Group, looks: dict[str, _Look], id: str) -> Iterator[dict[str, Any] | None]:
-    yield _scale_chart(group, looks, "accuracy", f"{id}-accuracy")
-    yield _scale_chart(group, looks, "correctness", f"{id}-correctness")
-    yield _cost_chart(group, looks, f"{id}-cost")
-
-
-def _scale_chart(
-    group: Group, looks: dict[str, _Look], measure: str, id: str
-) -> dict[str, Any] | None:
-    factor, digits = (100, 1) if measure == "accuracy" else (1, 3)
-    lines: dict[str, list[Estimate | None]] = {}
-    for entry in group.entries:
-        points: list[Estimate | None] = [getattr(bin, measure) for bin in entry.bins]
-        points = [p if mean(p) is not None else None for p in points]
-        if any(points):
-            lines[entry.name] = points
-    if not lines:
-        return None
-    bins = max((e.bins for e in group.entries if e.name in lines), key=len)
-    kinds = {entry.name: entry.kind for entry in group.entries}
-    drawn, twins = _without_twins(lines)
-    # A control is the floor or the ceiling: an oracle at 1 must not squeeze all the others.
-    tops = [p.high for n, ps in drawn.items() for p in ps if p and kinds[n] != "control"]
-    top = max(tops, default=1.0)
-    beyond = {
-        name: points
-        for name, points in drawn.items()
-        if kinds[name] == "control" and tops
-        and min(p.value for p in points if p) > top + 0.25 * max(top, 0.1)
-    }  # fmt: skip
-    drawn = {name: points for name, points in drawn.items() if name not in beyond}
-
-    figure, axes = _axes(right=0.76)
-    ends: list[tuple[float, float, str, _Look]] = []
-    for name in sorted(drawn, key=lambda name: (looks[name].featured, -list(drawn).index(name))):
-        look, points = looks[name], drawn[name]
-        x = [i for i, p in enumerate(points) if p]
-        found = [p for p in points if p]
-        y = [factor * p.value for p in found]
-        colour = _ROLES[look.colour]
-        if look.featured:
-            axes.fill_between(
-                x,
-                [factor * p.low for p in found],
-                [factor * p.high for p in found],
-                color=colour, alpha=0.1, linewidth=0,
-            )  # fmt: skip
-        axes.plot(
-            x, y, color=colour, linestyle=look.dashes, linewidth=2.2 if look.featured else 1.3,
-            marker=look.marker or "None", markersize=7 if look.marker != "x" else 5,
-            markeredgecolor=_ROLES["panel"] if look.featured else colour, markeredgewidth=1,
-        )  # fmt: skip
-        ends.append((x[-1], y[-1], name, look))
-    axes.set_xticks(
-        range(len(bins)), [f"{scales(bin)}\n{bin.n:,}" for bin in bins], parse_math=False
-    )
-    axes.set_xlim(-0.2, len(bins) - 0.8)
-    axes.set_xlabel("scale of the target (1 is 28 pixels); below it, how many test images")
-    unit = "accuracy, %" if measure == "accuracy" else "correctness"
-    _title(axes, f"{unit}, by the target's scale")
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(0.0, low), min(1.0 * factor, high) if high > factor else high)
-    if beyond:
-        text = ", ".join(f"{name} {_range(points)}" for name, points in beyond.items())
-        axes.text(0.01, 0.985, f"above this axis: {text}", transform=axes.transAxes, va="top",
-                  fontsize=11, color=_ROLES["muted"], parse_math=False)  # fmt: skip
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high + 0.07 * (high - low))
-    _label_ends(axes, ends)
-    words = [f"The band is the 95 % interval. {_grey(looks, lines)}".strip(), *_twin_words(twins)]
-    return {
-        "id": id,
-        "title": f"{measure.capitalize()} by the target's scale",
-        "svg": _svg(figure, id, f"{measure.capitalize()} by scale: {group.title}",
-                    _in_words(lines, bins, factor, digits)),  # fmt: skip
-        "caption": " ".join(words),
-        "heads": [(scales(bin), f"n {bin.n:,}") for bin in bins],
-        "rows": [
-            (name, [(number(mean(p), digits, factor), _span(p, digits, factor) if p else "")
-                    for p in points])
-            for name, points in lines.items()
-        ],
-    }  # fmt: skip
-
-
-def _cost_chart(group: Group, looks: dict[str, _Look], id: str) -> dict[str, Any] | None:
-    entries = [
-        entry
-        for entry in group.entries
-        if known(entry.accuracy.value) is not None and (known(entry.train_cost) or 0) > 0
-    ]
-    if not entries:
-        return None
-    places = {e.name: ((round(e.train_cost, 3), e.accuracy)) for e in entries}
-    drawn, twins = _without_twins(places)
-    if len(drawn) < 2:
-        return None  # nothing to compare
-    figure, axes = _axes(right=0.97)
-    costs = [cost for cost, _ in drawn.values()]
-    if max(costs) / min(costs) > 4:
-        axes.set_xscale("log")
-        ticks = [t for t in (0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
-                 if min(costs) / 1.3 <= t <= max(costs) * 1.5]  # fmt: skip
-        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-        axes.minorticks_off()
-    for name in sorted(drawn, key=lambda name: looks[name].featured):
-        (cost, estimate), look = drawn[name], looks[name]
-        value = 100 * estimate.value
-        spread = [[value - 100 * estimate.low], [100 * estimate.high - value]]
-        colour = _ROLES[look.colour]
-        axes.errorbar(
-            [cost], [value], yerr=np.maximum(spread, 0), color=colour, ecolor=colour,
-            elinewidth=1.3, capsize=3, capthick=1.3, marker=look.marker or "o",
-            markersize=9 if look.featured else 6,
-            markeredgecolor=_ROLES["panel"] if look.featured else colour, markeredgewidth=1,
-        )  # fmt: skip
-    axes.set_xlabel("time of a training, times that of none")
-    _title(axes, "accuracy, %, against the cost of training")
-    axes.margins(x=0.12, y=0.1)
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(-2.0, low), min(103.0, high))
-    _label_points(axes, [(cost, 100 * e.value, n, looks[n]) for n, (cost, e) in drawn.items()])
-    lines = [
-        f"{name}: {number(cost, 2)} x none, {number(e.value, 1, 100)} %"
-        for name, (cost, e) in places.items()
-    ]
-    words = ["Bars are 95 % intervals; up and to the left is better.", *_twin_words(twins)]
-    return {
-        "id": id,
-        "title": "Accuracy against the cost of training",
-        "svg": _svg(figure, id, f"Accuracy and cost of training: {group.title}", "; ".join(lines)),
-        "caption": " ".join(words),
-        "heads": [("train cost", "× none"), ("accuracy, %", "95 % interval")],
-        "rows": [
-            (name, [(number(cost, 2), ""), (number(e.value, 2, 100), _span(e, 1, 100))])
-            for name, (cost, e) in places.items()
-        ],
-    }
-
-
-def _without_twins(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The first of all that lie on the same place, and by its name the others: a method that only
-    explains a network has the network's accuracy, and would hide it."""
-    first: dict[Any, str] = {}
-    twins: dict[str, list[str]] = {}
-    for name, value in values.items():
-        key = tuple(value) if isinstance(value, list) else value
-        if key in first:
-            twins.setdefault(first[key], []).append(name)
-        else:
-            first[key] = name
-    return {name: values[name] for name in first.values()}, twins
-
-
-def _twin_words(twins: dict[str, list[str]]) -> list[str]:
-    return [
-        f"{_list(names)}: the same place as {name}, not drawn twice."
-        for name, names in twins.items()
-    ]
-
-
-def _grey(looks: dict[str, _Look], names: Iterable[str]) -> str:
-    models = [n for n in names if not looks[n].featured]
-    return "Grey: all but the six most accurate models; dashed grey: controls." if models else ""
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _range(points: Sequence[Estimate | None]) -> str:
-    values = [p.value for p in points if p]
-    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
-    return low if low == high else f"{low} to {high}"
-
-
-def _in_words(lines: dict, bins: Sequence, factor: float, digits: int) -> str:
-    ends = f"From scale {scales(bins[0])} to scale {scales(bins[-1])}: "
-    return ends + "; ".join(
-        f"{name} " + ", ".join(number(mean(p), digits, factor) for p in points)
-        for name, points in lines.items()
-    )
-
-
-def _axes(right: float):
-    """An empty chart. Settings of the user's own matplotlib play no part."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
-        axes = figure.add_axes((0.075, 0.14, right - 0.075, 0.76))
-    figure.patch.set_alpha(0)
-    axes.patch.set_alpha(0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_ROLES["muted"])
-    axes.grid(axis="y", color=_ROLES["grid"], linewidth=1)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_ROLES["muted"], labelsize=12, length=0, pad=6)
-    axes.tick_params(axis="x", length=4, color=_ROLES["muted"])
-    axes.xaxis.label.set(color=_ROLES["muted"], size=12)
-    return figure, axes
-
-
-def _title(axes, text: str) -> None:
-    axes.set_title(text, loc="left", x=-0.06, size=14, weight="bold", color=_ROLES["ink"], pad=10)
-
-
-def _label_ends(axes, ends: list[tuple[float, float, str, _Look]]) -> None:
-    """Each line's name right of its end, moved apart where they would touch."""
-    low, high = axes.get_ylim()
-    height = _HEIGHT * 0.76
-    step = 14.5
-    wanted = sorted(((y - low) / (high - low) * height, x, y, n, look) for x, y, n, look in ends)
-    spots = _apart([w[0] for w in wanted], step, -8.0, height + 4)
-    last = axes.get_xlim()[1]
-    for spot, (_, x, y, name, look) in zip(spots, wanted, strict=True):
-        colour = _ROLES[look.colour if look.featured else "muted"]
-        place = low + spot / height * (high - low)
-        # From the point to its name, so that a moved name still belongs to its line.
-        axes.plot([x + 0.06, last + 0.10, last + 0.2], [y, place, place], color=colour,
-                  linewidth=0.7, alpha=0.8, clip_on=False)  # fmt: skip
-        axes.text(last + 0.24, place, _cut(name, 18), va="center", ha="left", fontsize=12,
-                  color=colour, parse_math=False,
-                  weight="bold" if look.featured else "normal")  # fmt: skip
-
-
-def _apart(wanted: Sequence[float], step: float, low: float, high: float) -> list[float]:
-    """Ascending places at least `step` apart, close to those wanted and, if they fit, in range."""
-    step = min(step, (high - low) / max(1, len(wanted) - 1))
-    clusters: list[tuple[float, int]] = []  # middle, how many
-    for place in wanted:
-        clusters.append((place, 1))
-        while len(clusters) > 1:
-            (a, m), (b, n) = clusters[-2], clusters[-1]
-            if b - a >= step * (m + n) / 2:
-                break
-            clusters[-2:] = [((a * m + b * n) / (m + n), m + n)]
-    spots = [c + step * (k - (n - 1) / 2) for c, n in clusters for k in range(n)]
-    for i, spot in enumerate(spots):
-        spots[i] = max(spot, low + i * step)
-    for i in reversed(range(len(spots))):
-        spots[i] = min(spots[i], high - (len(spots) - 1 - i) * step)
-    return spots
-
-
-def _label_points(axes, points: list[tuple[float, float, str, _Look]]) -> None:
-    """Each point's name beside it, where it hides no other point or name; far ones get a line."""
-    width, height = _WIDTH * axes.get_position().width, _HEIGHT * axes.get_position().height
-    places = [axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
-              for x, y, _, _ in points]  # fmt: skip
-    dots = [(width * x, height * y) for x, y in places]
-    taken = [(x - 6, y - 12, x + 6, y + 12) for x, y in dots]
-    order = sorted(range(len(points)), key=lambda i: not points[i][3].featured)
-    for i in order:
-        (x, y), (_, _, name, look) = dots[i], points[i]
-        text = _cut(name, 22)
-        long = 7.4 * len(text)
-        best, least = None, math.inf
-        for far in (0, 14, 28, 42):
-            for side, (dx, dy) in enumerate(
-                ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
-            ):
-                left = x + 10 + 0.6 * far if dx > 0 else x - 10 - 0.6 * far - long if dx < 0 \
-                    else x - long / 2  # fmt: skip
-                middle = y + dy * ((7 if dx else 20) + far) if dy else y
-                if dx and not dy and far:
-                    continue
-                box = (left, middle - 7, left + long, middle + 7)
-                cost = sum(_overlap(box, other) for k, other in enumerate(taken) if k != i)
-                cost += 1000 * (box[0] < 0 or box[2] > width + 12 or box[1] < 0 or box[3] > height)
-                cost += far + side / 10
-                if cost < least:
-                    best, least = (box, far, dx), cost
-        assert best is not None
-        box, far, dx = best
-        taken.append(box)
-        colour = _ROLES[look.colour if look.featured else "muted"]
-        middle = (box[1] + box[3]) / 2
-        if far:
-            near = min(max(x, box[0] - 2), box[2] + 2)
-            axes.plot([x / width, near / width], [y / height, middle / height], color=colour,
-                      linewidth=0.7, transform=axes.transAxes, clip_on=False)  # fmt: skip
-        # The edge that is next to the point is exact, however wide the letters are.
-        align, edge = {1: ("left", box[0]), -1: ("right", box[2])}.get(dx, ("center", x))
-        axes.text(edge / width, middle / height, text, transform=axes.transAxes, va="center",
-                  ha=align, fontsize=12, color=colour, parse_math=False,
-                  weight="bold" if look.featured else "normal")  # fmt: skip
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    wide = min(a[2], b[2]) - max(a[0], b[0])
-    high = min(a[3], b[3]) - max(a[1], b[1])
-    return wide * high if wide > 0 and high > 0 else 0.0
-
-
-def _cut(text: str, length: int) -> str:
-    """Shortened in the middle: names that begin alike, as paths do, differ at their end."""
-    text = one_line(text)
-    start = length // 3
-    return text if len(text) <= length else f"{text[:start]}…{text[start + 1 - length :]}"
-
-
-def _svg(figure, id: str, title: str, description: str) -> Markup:
-    """The figure as an SVG element for HTML: roles as CSS variables, ids that occur once a page."""
-    import matplotlib
-
-    out = io.StringIO()
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": id})
-        warnings.simplefilter("ignore")  # a name may have letters that the font does not
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", metadata=nothing)
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"\s*<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<svg[^>]*>", "", text, count=1)
-    # In tags only: a model may have a name that looks like an attribute.
-    text = re.sub(r"<[^>]*>", lambda match: _for_page(match[0], id), text)
-    head = (
-        f'<svg role="img" aria-labelledby="{id}-title {id}-desc" '
-        f'viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}">'
-        f'<title id="{id}-title">{escape(title)}</title>'
-        f'<desc id="{id}-desc">{escape(description)}</desc>'
-    )
-    return Markup(head + text)  # matplotlib escapes what it writes
-
-
-def _for_page(tag: str, id: str) -> str:
-    tag = tag.replace("xlink:href", "href")
-    tag = re.sub(r'\bid="', f'id="{id}-', tag)
-    tag = re.sub(r'(href="|url\()#', rf"\1#{id}-", tag)
-    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
-    tag = re.sub(r"(font: (?:bold |[0-9]+ )?[0-9.]+px) [^;\"]*", r"\1 var(--font)", tag)
-    for name, colour in _ROLES.items():
-        tag = tag.replace(colour, f"var(--{name})")
-    return tag
-
-
-def _swatch(look: _Look) -> Markup:
-    """The line and the marker of an entry, for the list of names."""
-    dashes = "" if look.dashes == "solid" else " ".join(f"{2 * d:g}" for d in look.dashes[1])
-    line = (
-        f'<line x1="1" y1="8" x2="43" y2="8" stroke="var(--{look.colour})" '
-        f'stroke-width="{2.4 if look.featured else 1.4}" stroke-dasharray="{dashes}"/>'
-    )
-    shapes = {
-        "o": '<circle cx="22" cy="8" r="5"/>',
-        "s": '<rect x="17.5" y="3.5" width="9" height="9"/>',
-        "^": '<path d="M22 2.5 27.5 13H16.5z"/>',
-        "v": '<path d="M22 13.5 27.5 3H16.5z"/>',
-        "D": '<path d="M22 2 28 8 22 14 16 8z"/>',
-        "P": '<path d="M20 2.5h4V6h3.5v4H24v3.5h-4V10h-3.5V6H20z"/>',
-        "x": '<path d="M18.5 4.5 25.5 11.5M25.5 4.5 18.5 11.5" stroke-width="1.4"/>',
-    }
-    edge = look.colour if look.marker == "x" else "panel"
-    shape = shapes.get(look.marker, "")
-    return Markup(  # of constants only
-        f'<svg class="swatch" viewBox="0 0 44 16" aria-hidden="true">{line}'
-        f'<g fill="var(--{look.colour})" stroke="var(--{edge})">{shape}</g></svg>'
-    )
-
-
-# ---- the gallery ---------------------------------------------------------------------------------
-
-
-def _gallery(group: Group) -> dict[str, Any] | None:
-    """Strips of pictures: the images, and a strip an entry that has maps; None without images."""
-    images, masks = group.images, group.masks
-    if images is None or masks is None or not len(images):
-        return None
-    count = len(images)
-    captions = [one_line(text).replace("->", "→") for text in group.captions]
-    captions += [f"image {i + 1}" for i in range(len(captions), count)]
-    rows = []
-    for entry in group.entries:
-        if entry.maps is None or len(entry.maps) != count:
-            continue
-        right = [] if entry.correct is None else [bool(c) for c in entry.correct[:count]]
-        marks: list[bool | None] = [*right] or [None] * count
-        answers = [one_line(a) for a in entry.answers[:count]]
-        answers += [""] * (count - len(answers))
-        overlays = (_overlay(*triple) for triple in zip(images, masks, entry.maps, strict=True))
-        rows.append({
-            "entry": entry,
-            "src": _strip(overlays),
-            "right": sum(right) if right else None,
-            "answers": list(zip(answers, marks, strict=True)),
-        })  # fmt: skip
-    pairs = zip(images, masks, strict=True)
-    true = (outlined(_tile(image), mask, TRUTH, thickness=1) for image, mask in pairs)
-    return {
-        "count": count,
-        "captions": captions,
-        "src": _strip(true),
-        "rows": rows,
-        "width": count * (_size(images[0])[0] + GAP),
-        "height": _size(images[0])[1],
-    }
-
-
-def _unmapped(group: Group, gallery: dict[str, Any] | None) -> list[str]:
-    shown = {row["entry"].name for row in gallery["rows"]} if gallery else set()
-    return [entry.name for entry in group.entries if entry.name not in shown] if gallery else []
-
-
-def _size(image: NDArray[np.uint8]) -> tuple[int, int]:
-    """The width and height of a picture: the image's own, or near TILE where that is far off."""
-    height, width = image.shape[:2]
-    side = max(height, width)
-    if side >= 1.5 * TILE:
-        factor = 1 / round(side / TILE)
-    else:
-        factor = max(1, round(TILE / side))
-    return max(1, round(width * factor)), max(1, round(height * factor))
-
-
-def _tile(image: NDArray[np.uint8]) -> Image.Image:
-    smaller = _size(image)[0] < image.shape[1]
-    return tile(image, _size(image), Image.Resampling.BOX if smaller else Image.Resampling.NEAREST)
-
-
-def _overlay(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], map: NDArray[np.uint8]
-) -> Image.Image:
-    """The map's heat over the grey image and the mask's outline, as in `evaluation.picture`."""
-    height, width = image.shape[:2]
-    if map.shape != (height, width):
-        picture = Image.fromarray(np.ascontiguousarray(map))
-        map = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
-    strength = map.astype(np.float64) / 255
-    weight = 0.9 * np.sqrt(strength)[..., None]
-    over = (1 - weight) * grey(image, 0.55) + weight * heat(strength)
-    return outlined(_tile(over.astype(np.uint8)), mask, TRUTH, thickness=1, opacity=0.8)
-
-
-def _strip(pictures: Iterable[Image.Image]) -> str:
-    """The pictures beside each other as one WebP, in a data: URI."""
-    tiles = list(pictures)
-    width = tiles[0].width + GAP
-    strip = Image.new("RGBA", (width * len(tiles), tiles[0].height), (0, 0, 0, 0))
-    for i, picture in enumerate(tiles):
-        strip.paste(picture.convert("RGBA"), (i * width + GAP // 2, 0))
-    # Noise is worth no more bytes than a map that shows something.
-    for quality in (72, 50, 20, 5):
-        out = io.BytesIO()
-        strip.save(out, "WEBP", quality=quality, method=4)
-        if out.tell() <= STRIP_BYTES:
-            break
-    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode("ascii")

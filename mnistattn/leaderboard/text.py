@@ -112,6 +112,11 @@ def scales(bin: Bin) -> str:
     return f"{bin.low:g} to {bin.high:g}"
 
 
+def span(estimate: Estimate, digits: int, factor: float) -> str:
+    """An estimate's interval, as "89.1 to 90.4"."""
+    return f"{number(estimate.low, digits, factor)} to {number(estimate.high, digits, factor)}"
+
+
 def one_line(text: str) -> str:
     """The text without line breaks, tabs and other control characters, which would break a row."""
     printable = "".join(c if c.isprintable() else " " for c in text)

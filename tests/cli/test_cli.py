@@ -388,8 +388,9 @@ def test_evaluate(call, tiny, tmp_path):
     )
     code, out, err = call(line)
     assert code == 0, err
-    assert out.startswith("NONE (none) on MREF, recipe fast, 1 epochs, seed 5")
-    assert out.rstrip().endswith("result.json, samples.h5, picture.png, model.safetensors")
+    assert out.startswith("NONE (none) on MREF, recipe fast, 1 epoch, seed 5")
+    assert "result.json, samples.h5, picture.png, model.safetensors\n" in out
+    assert out.rstrip().endswith("Beside others: mnistattn leaderboard runs")
     run = tmp_path / "runs" / "mref-none-fast-seed5"
     result = json.loads((run / "result.json").read_text())
     recipe = result["recipe"]
