@@ -36,7 +36,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -247,21 +246,6 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     low = 0.0 if hits == 0 else (centre - margin) / (1 + zz / n)
     high = 1.0 if hits == n else (centre + margin) / (1 + zz / n)
     return low, high
-
-
-def same_mean(first: ArrayLike, second: ArrayLike) -> float:
-    """Two-sided p that scores of two independent sets of samples, (n,) and (m,) floats, have one
-    mean (Welch's t-test, Biometrika 1947). Without any variance: 1 if the means are equal, else 0.
-
-    >>> round(same_mean([0, 0, 1, 1], [1, 1, 1, 0]), 3)
-    0.537
-    """
-    from scipy.stats import ttest_ind_from_stats  # of arrays it warns where all are equal
-
-    parts = [torch.as_tensor(x, dtype=torch.float64) for x in (first, second)]
-    moments = [f for x in parts for f in (x.mean().item(), x.std().item(), len(x))]
-    p = float(ttest_ind_from_stats(*moments, equal_var=False).pvalue)
-    return float(moments[0] == moments[3]) if math.isnan(p) else p
 
 
 def scale_bin(scale: Tensor | Sequence[float] | float) -> Tensor:

@@ -17,7 +17,6 @@ from mnistattn.dataset.read import Card, read_card, read_split
 from mnistattn.dataset.write import generate
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation.checkpoint import load_tensors
-from mnistattn.evaluation.metrics import same_mean
 from mnistattn.evaluation.recipes import Recipe
 from mnistattn.evaluation.result import (
     RETEST_VERSION,
@@ -34,7 +33,7 @@ from mnistattn.evaluation.run import (
     versions,
     whole,
 )
-from mnistattn.evaluation.score import score_samples, summarize
+from mnistattn.evaluation.score import same_mean, score_samples, summarize
 from mnistattn.evaluation.train import sees_mask
 from mnistattn.models.plugin import code_hash
 from mnistattn.models.registry import find

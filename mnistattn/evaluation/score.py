@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from scipy.stats import ttest_ind_from_stats
 from torch import nn
 from tqdm import tqdm
 
@@ -87,6 +88,19 @@ def summarize(samples: dict[str, np.ndarray]) -> dict:
         "masks": {name: _mean(samples, name) for name in MASK_METRICS} if layers else None,
         "layers": [_mean(samples, f"correctness_layer_{k + 1}") for k in range(layers)],
     }  # fmt: skip
+
+
+def same_mean(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p that scores of two independent sets of images, (n,) and (m,), have one mean
+    (Welch's t-test, Biometrika 1947). Without any variance: 1 if the means are equal, else 0.
+
+    >>> round(same_mean(np.array([0.0, 0, 1, 1]), np.array([1.0, 1, 1, 0])), 3)
+    0.537
+    """
+    moments = [f for x in (first, second) for f in (x.mean(), x.std(ddof=1), len(x))]
+    # Of the arrays themselves, scipy warns where all are equal.
+    p = float(ttest_ind_from_stats(*moments, equal_var=False).pvalue)
+    return float(first.mean() == second.mean()) if math.isnan(p) else p
 
 
 def _rate(correct: np.ndarray) -> dict:

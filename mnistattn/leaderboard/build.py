@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from mnistattn.evaluation.metrics import SCALE_EDGES, same_mean, scale_bin
+from mnistattn.evaluation.metrics import SCALE_EDGES, scale_bin
 from mnistattn.evaluation.paper import printed
 from mnistattn.evaluation.recipes import RECIPES
+from mnistattn.evaluation.score import same_mean
 from mnistattn.generators.variants import COLORS, DIGITS, VARIANTS, Spec
 from mnistattn.leaderboard.board import Bin, Board, Entry, Estimate, Group, Retest
 from mnistattn.leaderboard.collect import Submission, is_public

@@ -14,9 +14,9 @@ from mnistattn.dataset.read import read_card
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation import retest as module
 from mnistattn.evaluation import score
-from mnistattn.evaluation.metrics import same_mean
 from mnistattn.evaluation.result import check_result
 from mnistattn.evaluation.retest import common_images, retest
+from mnistattn.evaluation.score import same_mean
 from mnistattn.leaderboard.collect import collect
 
 PLUGGED = """

@@ -147,7 +147,7 @@ def test_the_history(done):
 
 def test_the_table(done):
     text = report.table(done.result)
-    assert "CTX (ctx) on MREF, recipe fast, 1 epochs, seed 3" in text
+    assert "CTX (ctx) on MREF, recipe fast, 1 epoch, seed 3" in text
     assert f"{100 * done.result['scores']['accuracy']['value']:.2f}%" in text
     assert f"{done.result['scores']['masks']['pointing']['value']:.4f}" in text
     assert "correctness, layer 4" in text
