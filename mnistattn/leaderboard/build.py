@@ -189,9 +189,10 @@ def _entry(
 
 
 def _estimate(entry, measure: str, shared, where=slice(None)) -> Estimate:
+    """What has no rank, as a control, does not borrow the variance between seeds of what learns."""
     rows = scores(entry, measure)
     assert rows is not None
-    return estimate(rows[:, where], shared[measure])
+    return estimate(rows[:, where], shared[measure] if is_ranked(entry, measure) else None)
 
 
 def _bins(entry: Sequence[Submission], shared) -> Iterable[Bin]:
@@ -225,8 +226,10 @@ def _paper(raw: dict) -> dict[str, float | None]:
 def _marks(entry: Sequence[Submission]) -> Iterable[str]:
     k = len(entry)
     if k < ENOUGH_SEEDS:
+        borrows = is_ranked(entry, "accuracy")
+        how = "borrowed from the other models, or unknown" if borrows else "not in the interval"
         yield (f"{k} seed{'s' * (k > 1)} only, of {ENOUGH_SEEDS} that a result wants: the variance "
-               "between trainings is borrowed from the other models, or unknown.")  # fmt: skip
+               f"between trainings is {how}.")  # fmt: skip
     if len({s.result["code"] for s in entry}) > 1:
         yield "Its seeds were run with different versions of the code."
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from configparser import ConfigParser
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,14 @@ def board(submissions):
 
 def test_they_are_found_from_the_package():
     assert published() == FOLDER
+
+
+def test_an_installation_has_them_too():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    shipped = dict(setup["options.data_files"])
+    folders = [f.name for f in FOLDER.iterdir() if f.is_dir()]
+    assert shipped == {f"share/mnistattn/leaderboard/{f}": f"leaderboard/{f}/*" for f in folders}
 
 
 def test_all_may_stand_there_and_there_are_some(board):
