@@ -12,9 +12,9 @@ TINY = {"train": 64, "val": 24, "test": 40}
 
 @pytest.fixture(scope="module", autouse=True)
 def one_round() -> Iterator[None]:
-    """Costs are measured in one round, not seven: tests need no steady ratio.
+    """Costs are measured in one round, not many: tests need no steady ratio.
 
-    Files that do not import torch do not pay for it; if a test of theirs evaluates, it takes seven.
+    Files that do not import torch do not pay for it; a test of theirs takes all rounds.
     """
     with pytest.MonkeyPatch.context() as patched:
         if "torch" in sys.modules:

@@ -17,7 +17,7 @@ from mnistattn.evaluation.recipes import Recipe
 from mnistattn.evaluation.train import autocast, make_optimizer, sees_mask, training_step
 from mnistattn.models.network import build
 
-ROUNDS = 7
+ROUNDS = 15
 MOST = 32  # images of a timed batch: a ratio does not need more
 
 

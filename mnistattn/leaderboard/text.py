@@ -156,7 +156,15 @@ def _rank(entry: Entry, measure: str) -> str:
 def _retest(entry: Entry) -> str:
     if entry.retest is None:
         return MISSING
-    return number(entry.retest.accuracy.value, 2, 100) + ("!" if entry.retest.flagged else "")
+    # With the change of those seeds, as the mean beside it may be over more.
+    return f"{number(entry.retest.accuracy.value, 2, 100)} ({_change(entry)})"
+
+
+def _change(entry: Entry) -> str:
+    """The points that a fresh test set changes the accuracy by, marked where it is flagged."""
+    if entry.retest is None:
+        return MISSING
+    return f"{100 * entry.retest.drop:+.2f}" + "!" * entry.retest.flagged
 
 
 def _retest_note(entries: Sequence[Entry]) -> list[str]:
@@ -172,9 +180,9 @@ def _text(board: Board, sort: str) -> str:
     blocks = [_text_group(group, sort) for group in board.groups] or [EMPTY]
     if board.groups:
         blocks.append(
-            f"# is the rank: {LEGEND}\n"
+            f"# is the rank: {LEGEND.replace(' Controls', chr(10) + 'Controls')}\n"
             "Intervals are of 95 %. Costs: times those of the model none.\n"
-            "Fresh test: the accuracy, %, of the same networks on another test set."
+            "Fresh test: by how many points the accuracy changes on another test set."
         )
     if board.problems:
         blocks.append("\n".join(["left out:", *(f"  {one_line(p)}" for p in board.problems)]))
@@ -233,7 +241,7 @@ def _text_columns(
     if with_chance:
         columns.append(("\nchance", ">", [number(e.chance, 3) for e in entries]))
     if any(e.retest for e in entries):
-        columns.append(("fresh\ntest", ">", [_retest(e) for e in entries]))
+        columns.append(("fresh\ntest", ">", [_change(e) for e in entries]))
     columns += [
         ("para-\nmeters", ">", [short(e.parameters) for e in entries]),
         ("\nMFLOP", ">", [number(e.flops, 0, 1e-6) for e in entries]),

@@ -137,7 +137,7 @@ def test_text_table(board):
     assert "photos of one's own: not remakeable" in text
     assert text.count("not to the end") == 1  # two entries share the mark
     assert re.search(r"^\[1\] trained with 12 epochs", text, re.MULTILINE)
-    assert "80.73!" in text and "!: the accuracy on a fresh test set" in text
+    assert "-2.31!" in text and "!: the accuracy on a fresh test set" in text
     assert "left out:\n  runs/broken/result.json" in text
     assert "Holm-corrected at 5 %; ties share a rank" in text
     ctx = next(line for line in text.split("\n") if " ctx " in line)
