@@ -469,7 +469,9 @@ def test_what_the_contract_allows_is_ok(kind, short):
             return score + 0.1 * torch.randn_like(score) if self.training else score
 
     cls = {"loss": Losing, "batch norm": Normed, "parameter-free": Free, "sample": Sampled}[kind]
-    assert set(states(row_of(cls)).values()) == {"ok"}
+    found = {p: s for p, s in states(row_of(cls)).items() if s != "ok"}
+    # a batch norm's bias stands before the last map's softmax, which ignores it
+    assert found == ({GRADIENT: "note"} if kind == "batch norm" else {})
 
 
 # ------------------------------------------------------------------------------- whole networks
