@@ -1,6 +1,7 @@
 """Read a data set back: its card, and a split as arrays. Nothing is unpickled."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +120,25 @@ def read_split(card: Card, split: str, names=None, check: bool = False) -> dict[
                 f"({', '.join(damaged)} differ): generate the data set again."
             )
     return arrays
+
+
+def batches(
+    card: Card, split: str, rows: int = 256, names=None
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """A split piece by piece, (number of the first image, arrays of at most `rows` images), in
+    order: in memory lies one piece. names: which arrays (all). InputError if one is damaged."""
+    wanted = list(layout(card.spec)) if names is None else list(names)
+    with open_split(card, split) as h5:
+        for first in range(0, card.splits[split]["count"], rows):
+            piece = {}
+            for name in wanted:
+                try:
+                    piece[name] = h5[name][first : first + rows]
+                except OSError as error:
+                    raise InputError(
+                        f"{h5.filename} is damaged at '{name}': generate the data set again."
+                    ) from error
+            yield first, piece
 
 
 def damaged_arrays(card: Card, split: str, arrays: dict[str, np.ndarray]) -> list[str]:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mnistattn.dataset.read import answer_masks, read_card, read_split
+from mnistattn.dataset.read import answer_masks, batches, read_card, read_split
 from mnistattn.dataset.write import generate
 from mnistattn.errors import InputError
 from mnistattn.generators import digits
@@ -324,3 +324,15 @@ def test_transform_and_target_transform(sets):
     plain = mnistattn.load(sets["mref"], target_types="answer")
     assert data[1][0].dtype == torch.float32 and data[1][0].max() <= 1
     assert data[1][1] == -plain[1][1]
+
+
+def test_a_split_in_pieces_is_the_split(tiny) -> None:
+    card = read_card(tiny)
+    whole = read_split(card, "test")
+    for rows in (7, 40, 1000):
+        pieces = list(batches(card, "test", rows))
+        assert [first for first, _ in pieces] == list(range(0, 40, rows))
+        for name, values in whole.items():
+            assert np.array_equal(np.concatenate([p[name] for _, p in pieces]), values)
+    ((_, piece),) = batches(card, "val", 100, ["query"])
+    assert list(piece) == ["query"] and len(piece["query"]) == 24
