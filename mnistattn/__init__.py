@@ -10,7 +10,7 @@ from importlib import import_module
 
 from mnistattn.errors import InputError, MnistattnError
 
-__all__ = ["InputError", "MnistattnError", "evaluate", "generate", "load", "load_arrays",
+__all__ = ["InputError", "MnistattnError", "evaluate", "export", "generate", "load", "load_arrays",
            "register"]  # fmt: skip
 
 # Imported when first used: the command line must not wait for torch to print a help text.
@@ -18,6 +18,7 @@ _LAZY = {
     "generate": "mnistattn.dataset.write",
     "load": "mnistattn.dataset.torch_data",
     "load_arrays": "mnistattn.dataset.torch_data",
+    "export": "mnistattn.dataset.export",
     "evaluate": "mnistattn.evaluation.run",
     "register": "mnistattn.models.registry",
 }
