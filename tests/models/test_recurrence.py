@@ -20,7 +20,7 @@ from torch import Tensor
 from mnistattn.errors import InputError
 from mnistattn.models.attention import arnn
 from mnistattn.models.attention.arnn import ARNN
-from mnistattn.models.recurrence import BACKENDS, cpu, diagonal_lstm, kernels
+from mnistattn.models.recurrence import BACKENDS, cpu, cpu_kernels, diagonal_lstm
 
 ROOT = Path(__file__).parents[2]
 F32, F64 = torch.float32, torch.float64
@@ -30,7 +30,7 @@ MAPS = [(1, 1), (1, 4), (5, 1), (2, 2), (3, 3), (3, 5), (5, 2), (2, 11)]
 # batch, C, t: a tile is 8 images, and 4t and C + 2t are rarely whole panels.
 SIZES = [(1, 5, 1), (3, 1, 3), (9, 3, 5), (9, 2, 8), (1, 4, 8), (9, 4, 1)]
 SUBSETS = [s for size in range(1, 5) for s in itertools.combinations(range(4), size)]
-TILED = (2 * kernels.TILE + 1, 6, (5, 7), 5)  # two full tiles and one image
+TILED = (2 * cpu_kernels.TILE + 1, 6, (5, 7), 5)  # two full tiles and one image
 
 
 @pytest.fixture(params=sorted(BACKENDS))

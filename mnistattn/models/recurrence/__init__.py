@@ -10,7 +10,7 @@ Outside the map h and c are zero. The right-to-left LSTM is the same on the colu
 
 backend      where                         what it is
 reference    any device and dtype          plain torch: the definition; can be derived twice
-cpu          CPU; float32 and float64      compiled, hand-written backward (kernels.py, cpu.py);
+cpu          CPU; float32 and float64      compiled, hand-written backward (cpu_kernels.py, cpu.py);
                                            not with NUMBA_DISABLE_JIT=1
 
 A backend is a function of the same four tensors; BACKENDS is the place to add one (a GPU's).

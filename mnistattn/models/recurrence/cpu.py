@@ -1,4 +1,4 @@
-"""The `cpu` backend: the compiled passes of kernels.py as a custom operator of torch.
+"""The `cpu` backend: the compiled passes of cpu_kernels.py as a custom operator of torch.
 
 Registered with fake and autograd rules, so torch.compile and DDP see one opaque, differentiable
 operator. Work is divided by direction and tiles of images, never by the number of threads, so that
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnistattn.models.recurrence import kernels as compiled
+from mnistattn.models.recurrence import cpu_kernels as compiled
 
 DIRECTIONS = 2
 kernels: Any = compiled  # to mypy, compiled functions take no arguments
