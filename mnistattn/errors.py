@@ -1,4 +1,5 @@
-"""The errors a user meets; the command line makes each one sentence and an exit code."""
+"""What a user is told when something is wrong: errors, each one sentence and an exit code on the
+command line, and warnings, one line each."""
 
 
 class MnistattnError(Exception):
@@ -11,3 +12,7 @@ class InputError(MnistattnError, ValueError):
     """The request cannot be right (exit code 2): an unknown name, an impossible size, ..."""
 
     exit_code = 2
+
+
+class MnistattnWarning(UserWarning):
+    """It works, but not as well as it might: the GPU is too old for the fast path, ..."""

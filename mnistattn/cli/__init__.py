@@ -6,11 +6,12 @@ right, 1 for a failure while running, 130 after Ctrl-C.
 
 import os
 import sys
+import warnings
 from importlib import import_module
 
 import click
 
-from mnistattn.errors import MnistattnError
+from mnistattn.errors import MnistattnError, MnistattnWarning
 from mnistattn.process import sleep_between_parallel_regions
 
 COMMANDS = (
@@ -51,6 +52,7 @@ def cli() -> None:
 def main() -> None:
     """The console script."""
     sleep_between_parallel_regions()
+    _one_line_a_warning()
     try:
         code = cli.main(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
@@ -68,6 +70,19 @@ def main() -> None:
     except (OSError, MemoryError, FloatingPointError) as error:
         code = _fail(str(error) or "out of memory.", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _one_line_a_warning() -> None:
+    """Our own warnings without the place in the code; all others as Python shows them."""
+    usual = warnings.showwarning
+
+    def show(message, category, *rest, **named) -> None:
+        if issubclass(category, MnistattnWarning):
+            say(f"mnistattn: {message}")
+        else:
+            usual(message, category, *rest, **named)
+
+    warnings.showwarning = show
 
 
 def _fail(message: str, code: int) -> int:

@@ -70,16 +70,6 @@ def _all_gates(at, rows, t, ROWS: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def _of(gate: tl.constexpr, held, at, rows, t, ROWS: tl.constexpr, T: tl.constexpr,
-        HOLD: tl.constexpr):  # fmt: skip
-    """A gate's matrix: one of those that are held on the chip, or from memory."""
-    if HOLD:
-        return held[gate]
-    else:
-        return _matrix(at + gate * t, rows, t, ROWS, T)
-
-
-@triton.jit
 def _argument(
     gate: tl.constexpr, x, before, above, held, at, tile, sizes, C: tl.constexpr, T: tl.constexpr,
     HOLD: tl.constexpr, WIDEN: tl.constexpr,
@@ -90,9 +80,14 @@ def _argument(
     channels, t = sizes
     x_at, before_at, above_at, offset_at = at
     z = _vectors(offset_at + gate * t, image, inside, t, 8 * t, T)
-    z = _dot(x, _of(gate, held[0], x_at, channels, t, C, T, HOLD), z, WIDEN)
-    z = _dot(before, _of(gate, held[1], before_at, t, t, T, T, HOLD), z, WIDEN)
-    return _dot(above, _of(gate, held[2], above_at, t, t, T, T, HOLD), z, WIDEN)
+    if HOLD:
+        of_x, of_before, of_above = held[0][gate], held[1][gate], held[2][gate]
+    else:
+        of_x = _matrix(x_at + gate * t, channels, t, C, T)
+        of_before = _matrix(before_at + gate * t, t, t, T, T)
+        of_above = _matrix(above_at + gate * t, t, t, T, T)
+    z = _dot(before, of_before, _dot(x, of_x, z, WIDEN), WIDEN)
+    return _dot(above, of_above, z, WIDEN)
 
 
 @triton.jit
@@ -101,10 +96,12 @@ def _back(
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     """acc plus the gradient of h, of the gradients of the gates' arguments."""
-    acc = _dot(grad_o, tl.trans(_of(0, held, at, t, t, T, T, HOLD)), acc, WIDEN)
-    acc = _dot(grad_f, tl.trans(_of(1, held, at, t, t, T, T, HOLD)), acc, WIDEN)
-    acc = _dot(grad_i, tl.trans(_of(2, held, at, t, t, T, T, HOLD)), acc, WIDEN)
-    return _dot(grad_g, tl.trans(_of(3, held, at, t, t, T, T, HOLD)), acc, WIDEN)
+    if HOLD:
+        o, f, i, g = held
+    else:
+        o, f, i, g = _all_gates(at, t, t, T, T)
+    acc = _dot(grad_f, tl.trans(f), _dot(grad_o, tl.trans(o), acc, WIDEN), WIDEN)
+    return _dot(grad_g, tl.trans(g), _dot(grad_i, tl.trans(i), acc, WIDEN), WIDEN)
 
 
 @triton.jit
