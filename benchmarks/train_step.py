@@ -35,7 +35,7 @@ from naive import diagonal_lstm as naive_lstm
 
 from mnistattn.cli.options import parse_settings
 from mnistattn.evaluation.recipes import make_recipe
-from mnistattn.evaluation.train import autocast, make_optimizer, training_step
+from mnistattn.evaluation.step import autocast, make_optimizer, training_step
 from mnistattn.models import recurrence
 from mnistattn.models.attention import arnn
 from mnistattn.models.cost import flops_per_image

@@ -34,7 +34,7 @@ from mnistattn.evaluation.run import (
     whole,
 )
 from mnistattn.evaluation.score import same_mean, score_samples, summarize
-from mnistattn.evaluation.train import sees_mask
+from mnistattn.evaluation.step import sees_mask
 from mnistattn.models.plugin import code_hash
 from mnistattn.models.registry import find
 

@@ -33,7 +33,8 @@ from mnistattn.evaluation.picture import attention_picture
 from mnistattn.evaluation.recipes import Recipe, make_recipe
 from mnistattn.evaluation.result import RESULT_VERSION, fits_option, write_json, write_samples
 from mnistattn.evaluation.score import score_samples, summarize
-from mnistattn.evaluation.train import STATE, autocast, describe, sees_mask, train
+from mnistattn.evaluation.step import autocast, sees_mask
+from mnistattn.evaluation.train import STATE, describe, train
 from mnistattn.generators.variants import VARIANTS, Spec, choose
 from mnistattn.models.cost import flops_per_image
 from mnistattn.models.network import build

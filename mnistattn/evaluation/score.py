@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 from scipy.stats import ttest_ind_from_stats
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from mnistattn.errors import MnistattnError
@@ -19,7 +19,7 @@ from mnistattn.evaluation.metrics import (
     upsample,
     wilson,
 )
-from mnistattn.evaluation.train import autocast, sees_mask
+from mnistattn.evaluation.step import autocast, sees_mask
 
 # Metrics are kept in steps of 2^-16, as float32: so the file that all scores follow from is small.
 STEPS = 1 << 16
@@ -42,23 +42,25 @@ def score_samples(
     """
     network.eval()
     attend = getattr(network, "attend", network)
-    rows: dict[str, list[np.ndarray]] = {}
+    rows: dict[str, list[Tensor]] = {}
     size = masks.shape[1:]
-    for start in tqdm(range(0, len(feed), batch_size), desc="score", unit="batch",
+    count = -(-len(feed) // batch_size)
+    for index in tqdm(feed.in_order(batch_size), total=count, desc="score", unit="batch",
                       disable=None if progress else True, leave=False):  # fmt: skip
-        index = torch.arange(start, min(start + batch_size, len(feed)))
-        mask = torch.from_numpy(masks[index.numpy()])
-        told = {"mask": mask.to(feed.device)} if sees_mask(network) else {}
+        mask = torch.from_numpy(masks[int(index[0]) : int(index[-1]) + 1]).to(feed.device)
+        told = {"mask": mask} if sees_mask(network) else {}
+        query = feed.query[index].to(feed.device)
         with autocast(feed.device):
-            logits, out = attend(feed.batch(index), feed.query[index].to(feed.device), **told)
-        prediction = logits.argmax(1).cpu()
+            logits, out = attend(feed.batch(index), query, **told)
+        prediction = logits.argmax(1)
+        right = feed.answers[index].to(feed.device)
         row = {
-            "query": feed.query[index].byte(),
+            "query": query.byte(),
             "answer": feed.answer[index].byte(),
             "prediction": prediction.byte(),
-            "correct": feed.answers[index, prediction],
+            "correct": right.gather(1, prediction[:, None])[:, 0],
         }
-        maps = [a.float().cpu() for a in out["attention"]]
+        maps = [a.float() for a in out["attention"]]
         if maps:
             try:
                 metrics = mask_metrics(combine(maps, size), mask)
@@ -68,8 +70,8 @@ def score_samples(
                 metrics[f"correctness_layer_{k + 1}"] = correctness(upsample(layer, size), mask)
             row |= {name: (v * STEPS).round().div(STEPS).float() for name, v in metrics.items()}
         for name, values in row.items():
-            rows.setdefault(name, []).append(np.asarray(values))
-    samples = {name: np.concatenate(parts) for name, parts in rows.items()}
+            rows.setdefault(name, []).append(values.cpu())
+    samples = {name: torch.cat(parts).numpy() for name, parts in rows.items()}
     samples["scale"] = scale
     return samples
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mnistattn.evaluation import cost
+from mnistattn.evaluation import step as step_module
 from mnistattn.evaluation.cost import relative_cost
 from mnistattn.evaluation.recipes import make_recipe
 from mnistattn.models.network import build
@@ -103,13 +104,13 @@ def test_maps_made_afterwards_cost_time_to_answer_alone(easy, monkeypatch):
 def test_both_take_their_turns_in_each_round(easy, monkeypatch):
     """One round to warm up, then as many as are said; neither network is always the second."""
     monkeypatch.setattr(cost, "ROUNDS", 4)
-    steps, real = [], cost.training_step
+    steps, real = [], step_module.training_step
 
     def step(net, *rest):
         steps.append(len(net.attention) > 0)
         return real(net, *rest)
 
-    monkeypatch.setattr(cost, "training_step", step)
+    monkeypatch.setattr(step_module, "training_step", step)
     ratios = relative_cost(network("ctx"), RECIPE, easy(20), 32)
     assert [ratio["rounds"] for ratio in ratios.values()] == [4, 4]
     rounds = list(zip(steps[::2], steps[1::2], strict=True))
@@ -125,21 +126,25 @@ def test_the_ratios_of_known_times(monkeypatch):
     monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     left = {0: iter([900.0, 8.0, 3.0, 30.0]), 1: iter([1.0, 2.0, 1.0, 5.0])}
 
-    def run(i: int) -> None:
+    def run(i: int, turn: int) -> None:
         now[0] += next(left[i])
 
-    ratios = cost._in_turns(run, torch.device("cpu"))
+    ratios = cost._in_turns(run, torch.device("cpu"), 1)
     assert ratios == {"median": 4.0, "min": 3.0, "max": 6.0, "rounds": 3}
 
 
 def test_the_timed_batch(easy, monkeypatch):
     """The recipe's, but 32 images at most; both networks are shown the same."""
     shown = []
-    real = cost.training_step
-    monkeypatch.setattr(cost, "training_step", lambda net, *rest: (
-        shown.append(rest[2]), real(net, *rest)))  # fmt: skip
+    real = step_module.training_step
+
+    def step(net, *rest):
+        shown.append(rest[2])
+        return real(net, *rest)
+
+    monkeypatch.setattr(step_module, "training_step", step)
     for size, n in ((16, 16), (200, 32)):
         shown.clear()
         relative_cost(network("none"), make_recipe("fast", batch_size=size), easy(40), 32)
         assert {len(images) for images in shown} == {n}
-        assert all(images is shown[0] for images in shown)
+        assert all(torch.equal(images, shown[0]) for images in shown)

@@ -10,6 +10,7 @@ from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation import train as train_module
 from mnistattn.evaluation.checkpoint import load_tensors
 from mnistattn.evaluation.recipes import RECIPES, make_recipe
+from mnistattn.evaluation.step import make_optimizer, training_step
 from mnistattn.evaluation.train import STATE, accuracy, train
 from mnistattn.models.network import build
 
@@ -112,12 +113,12 @@ def test_steps():
 
 def test_the_optimizers():
     net = network()
-    adamw = train_module.make_optimizer(net, RECIPES["fast"])
+    adamw = make_optimizer(net, RECIPES["fast"])
     decay = {id(p): g["weight_decay"] for g in adamw.param_groups for p in g["params"]}
     assert len(decay) == len(list(net.parameters()))
     for parameter in net.parameters():
         assert decay[id(parameter)] == (0.01 if parameter.ndim > 1 else 0)
-    assert isinstance(train_module.make_optimizer(net, RECIPES["paper"]), torch.optim.RMSprop)
+    assert isinstance(make_optimizer(net, RECIPES["paper"]), torch.optim.RMSprop)
 
 
 def test_glorot_reaches_all_matrices():
@@ -161,7 +162,7 @@ def test_a_loss_of_the_networks_own_is_added_as_it_is(easy):
         net = Plain(factor)
         expected = torch.nn.functional.cross_entropy(net.table(feed.query), feed.answer).item()
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
-        loss, logits = train_module.training_step(net, optimizer, recipe, *batch)
+        loss, logits = training_step(net, optimizer, recipe, *batch)
         assert logits.shape == (20, 5)
         assert loss.item() == pytest.approx(expected + 3 * (factor or 0), rel=1e-6)
         # d loss / d pulled = 2 factor: a step of 0.1 to 1 - 0.2 factor.
