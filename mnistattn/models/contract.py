@@ -31,6 +31,10 @@ class Attention(Protocol):
                     of 224 pixels 112, 56, 28, 14 and 7.
         paper       where it comes from, as "Woo et al., ECCV 2018"
         summary     one line (default: the first of the docstring)
+        cuda_graph  True: on a GPU the training step may be captured in a CUDA graph, which is
+                    several times as fast. Python is then run once and not at every step: so only
+                    for a forward that neither counts nor decides anything in Python, and reads no
+                    number from the GPU. Every module inside must say so, torch's excepted.
 
     A map multiplies the features, channel by channel, and is what mask correctness is taken of.
     It is a distribution (not negative, sum 1 over positions: a softmax) or a gate (each value in

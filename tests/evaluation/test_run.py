@@ -845,3 +845,13 @@ class Gate(nn.Module):
     def forward(self, x, query):
         return torch.sigmoid(self.score(x) + self.query(query)[:, :, None, None])
 """
+
+
+def test_too_little_memory_on_a_gpu_says_what_to_lower(tiny, tmp_path, monkeypatch) -> None:
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(run_module, "train", full)
+    with pytest.raises(MnistattnError, match="memory for none in batches of 7: give a smaller"):
+        quiet("none", tiny, out=tmp_path / "run", batch_size=7)
+    assert not (tmp_path / "run" / "result.json").exists()
