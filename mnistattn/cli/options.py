@@ -47,5 +47,6 @@ _SOURCES = (
     click.option("--digit-split", default="separate", show_default=True,
                  metavar="separate|pooled",
                  help="pooled: the splits share one pool of digits, as the original code."),
-    click.option("--workers", type=int, default=None, help="Threads.  [default: one a core]"),
+    click.option("--workers", type=int, default=None,
+                 help="Threads, or processes.  [default: one a core]"),
 )  # fmt: skip

@@ -4,18 +4,21 @@ from pathlib import Path
 
 import numpy as np
 
-from mnistattn.dataset.read import Card, read_card, read_split
+from mnistattn.dataset.read import Card, batches, read_card
 from mnistattn.generators.variants import COLORS, DIGITS
 
 _BAR = 40
 _BINS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+_ROWS = 1 << 16  # images counted at a time
 
 
 def describe(path: str | Path) -> str:
     """The text that `mnistattn info` prints."""
     card = read_card(path)
     raw, spec = card.raw, card.spec
-    counts = ", ".join(f"{split} {entry['count']:,}" for split, entry in card.splits.items())
+    counts = ", ".join(
+        f"{split} {entry['count']:,}" + _shards(entry) for split, entry in card.splits.items()
+    )
     asks = "colour -> digit" if spec.row.asks == "color" else "digit -> colour"
     lines = [
         f"{raw['paper_name']} ({raw['variant']}) in {card.path}: {counts} images of "
@@ -28,17 +31,24 @@ def describe(path: str | Path) -> str:
     ]
     lines += [f"digest of {split}: {entry['digest']}" for split, entry in card.splits.items()]
     lines += _placement(card)
-    every = [read_split(card, s, ("digit", "color", "scale", "target")) for s in card.splits]
-    rows = {name: np.concatenate([a[name] for a in every]) for name in every[0]}
-    there = rows["digit"] >= 0
-    lines += ["", "digits, over all objects"]
-    lines += _bars(DIGITS, np.bincount(rows["digit"][there], minlength=10))
-    lines += ["", "colours, over all objects"]
-    lines += _bars(COLORS, np.bincount(rows["color"][there], minlength=5))
-    lines += ["", "scales, over all objects"] + _scale_bars(rows["scale"][there])
-    target = rows["scale"][np.arange(len(there)), rows["target"]]
-    lines += ["", "scales, of the digit that is asked for"] + _scale_bars(target)
+    digits, colors = np.zeros(10, np.int64), np.zeros(len(COLORS), np.int64)
+    scales, targets = _Scales(), _Scales()
+    for split in card.splits:
+        for _, rows in batches(card, split, _ROWS, ("digit", "color", "scale", "target")):
+            there = rows["digit"] >= 0
+            digits += np.bincount(rows["digit"][there], minlength=10)
+            colors += np.bincount(rows["color"][there], minlength=len(COLORS))
+            scales.add(rows["scale"][there])
+            targets.add(rows["scale"][np.arange(len(there)), rows["target"]])
+    lines += ["", "digits, over all objects", *_bars(DIGITS, digits)]
+    lines += ["", "colours, over all objects", *_bars(COLORS, colors)]
+    lines += ["", "scales, over all objects", *scales.bars()]
+    lines += ["", "scales, of the digit that is asked for", *targets.bars()]
     return "\n".join(lines)
+
+
+def _shards(entry: dict) -> str:
+    return f" in {len(entry['shards'])} shards" if "shards" in entry else ""
 
 
 def _source(entry: dict) -> str:
@@ -54,12 +64,25 @@ def _placement(card: Card) -> list[str]:
     return [f"placement: {tries / images:.1f} tries an image, {restarts} scenes started again"]
 
 
-def _scale_bars(scale: np.ndarray) -> list[str]:
-    # Upper ends belong to a bin: (0.5, 1], (1, 1.5], ...; scales beyond have bins of their own.
-    edges = sorted({0.0, *_BINS[1:], *([float(scale.max())] if scale.max() > _BINS[-1] else [])})
-    counts = [int(((scale > a) & (scale <= b)).sum()) for a, b in zip(edges, edges[1:])]  # noqa: B905
-    first = [f"to {edges[1]:g}"]
-    return _bars(first + [f"{a:g} to {b:g}" for a, b in zip(edges[1:], edges[2:])], counts)  # noqa: B905
+class _Scales:
+    """A histogram of scales, fed in pieces."""
+
+    def __init__(self) -> None:
+        # Upper ends belong to a bin: (0, 1], (1, 1.5], ...; scales beyond have a bin of their own.
+        self._counts, self._most = np.zeros(len(_BINS), np.int64), 0.0
+
+    def add(self, scale: np.ndarray) -> None:
+        """Count some."""
+        bins = np.searchsorted(np.array(_BINS[1:], np.float32), scale, side="left")
+        self._counts += np.bincount(bins, minlength=len(_BINS))
+        self._most = max(self._most, float(scale.max(initial=0.0)))
+
+    def bars(self) -> list[str]:
+        """The histogram, a line a bin."""
+        edges = [*_BINS[1:], *([self._most] if self._most > _BINS[-1] else [])]
+        names = [f"to {edges[0]:g}"]
+        names += [f"{a:g} to {b:g}" for a, b in zip(edges, edges[1:], strict=False)]
+        return _bars(names, self._counts[: len(names)])
 
 
 def _bars(names, counts) -> list[str]:

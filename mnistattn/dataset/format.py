@@ -14,6 +14,11 @@ data set has the same first dimension N and a plain dtype:
     target     (N,) uint8           zero-based object that is asked for
     answers    (N, 5) bool          mbg-multi only: every right colour
 
+A data set of shards has, in place of each of these files, `train-00000-of-00064.h5` and so on, each
+with its share of the images in order, and beside each its manifest, `train-00000-of-00064.json`
+(see seal.py for what that holds, shards.py for how they come about). A shard's file names the data
+set that it is of in its attribute "mnistattn"; the content digests are those of the unsharded one.
+
 Contiguous and uncompressed: one image is one read at a computed place, and nothing has to be
 unpacked (benchmarks/storage.py measures it against chunks, LZF and gzip).
 """
@@ -53,6 +58,16 @@ def split_file(path: Path, split: str) -> Path:
     return Path(path) / f"{split}.h5"
 
 
+def shard_stem(split: str, number: int, shards: int) -> str:
+    """The name of a shard's file (.h5) and manifest (.json), without the ending."""
+    return f"{split}-{number:05d}-of-{shards:05d}"
+
+
+def shard_mark(of: str, split: str, first: int) -> bytes:
+    """What a shard's file says of itself: the data set (`of`, see shards.py), split, and place."""
+    return f"{of} {split} {first}".encode()
+
+
 class ContentDigest:
     """SHA-256 of a split's content, fed in the order of the images.
 
@@ -81,8 +96,12 @@ class ContentDigest:
 
     def hexdigest(self) -> str:
         """The split's digest."""
+        return self.of_arrays(self.arrays())
+
+    def of_arrays(self, hashes: dict[str, str]) -> str:
+        """The split's digest, if these are its arrays' hashes."""
         lines = [
-            f"{name} {dtype.name} {(self._n, *shape)} {self._hashes[name].hexdigest()}\n"
+            f"{name} {dtype.name} {(self._n, *shape)} {hashes[name]}\n"
             for name, (shape, dtype) in self._layout.items()
         ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -43,6 +43,13 @@ class Sources:
         self._pools, digit_card = open_digits(digits, data_root, digit_split, seed, say)
         self.card = {"digits": digit_card, "backgrounds": background_card}
 
+    def note(self, split: str) -> None:
+        """Note in the card what the background of a split consists of, without opening its digits;
+        drawn backgrounds consist of nothing that had to be noted."""
+        if "path" in self.card["backgrounds"]:
+            photos = self._backgrounds(split, None)  # type: ignore[arg-type]  # of no use to them
+            self.card["backgrounds"].setdefault("splits", {})[split] = photos.card
+
     def painter(self, split: str) -> Painter:
         """A painter of a split; notes in the card what its background consists of."""
         pool = self._pools(split)

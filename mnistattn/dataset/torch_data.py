@@ -10,7 +10,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.datasets import VisionDataset
 
-from mnistattn.dataset.read import open_split, read_card, read_split
+from mnistattn.dataset.read import Shards, open_split, read_card, read_split
 from mnistattn.errors import InputError
 from mnistattn.generators.variants import choose
 
@@ -54,7 +54,7 @@ class AttentionDataset(VisionDataset):
         names += ["answers"] if self.card.spec.row.repeats else []
         self._rows = read_split(self.card, split, names)
         self._items = self._pairs(queries)
-        self._h5: h5py.File | None = None
+        self._h5: h5py.File | Shards | None = None
 
     def _pairs(self, queries: str) -> np.ndarray:
         """Each item's image and object, int64 (items, 2)."""

@@ -86,8 +86,8 @@ def evaluate(
                     progress, say)  # fmt: skip
     except torch.cuda.OutOfMemoryError as error:
         raise MnistattnError(
-            f"the GPU has not enough memory for {row.name} in batches of {changed.batch_size}: give "
-            "a smaller --batch-size, or --device cpu."
+            f"the GPU has not enough memory for {row.name} in batches of {changed.batch_size}: "
+            "give a smaller --batch-size, or --device cpu."
         ) from error
     except OSError as error:
         raise MnistattnError(f"cannot write {run}: {error.strerror or error}.") from error

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mnistattn import cli as cli_module
 from mnistattn.cli import COMMANDS, cli
+from mnistattn.dataset.seal import sealed
 from mnistattn.models.registry import MODELS
 
 FEW = "--train 3 --val 2 --test 2 --digits strokes"
@@ -63,7 +64,7 @@ def broken(tiny, tmp_path_factory) -> Path:
             shutil.copy(tiny / file, path)
         card = json.loads((path / "dataset.json").read_text())
         card["splits"] = {"test": card["splits"]["test"]}
-        (path / "dataset.json").write_text(json.dumps(card))
+        (path / "dataset.json").write_bytes(sealed(card))
         return path
 
     (copy("card") / "dataset.json").write_text('{"format": "mnist')
@@ -137,6 +138,8 @@ WRONG = [
     ("generate --variant mref --seed zero", 2, "--seed", "'zero' is not a valid integer"),
     ("generate --variant mref --train 1.5", 2, "--train", "'1.5' is not a valid integer"),
     ("generate --variant mref --workers -2", 2, "-2 workers are impossible"),
+    ("generate --variant mref --shards 0", 2, "0 shards of 30000 images are impossible"),
+    ("generate --variant mref --shards 5 " + FEW, 2, "5 shards of 3 images", "give 1 to 3"),
     ("show {tiny} -n 0", 2, "-n 0 is out of range"),
     ("show {tiny} -n 1001", 2, "-n 1001 is out of range"),
     ("show {tiny} -n many", 2, "'many' is not a valid integer"),
@@ -148,6 +151,11 @@ WRONG = [
     ("evaluate --model ctx --data {tiny} --lr fast", 2, "'fast' is not a valid float"),
     ("evaluate --model ctx --data {tiny} --seed -1", 2, "seed -1 is out of range"),
     # what does not go together
+    ("generate --variant mref --engine dask", 2, "give --shards"),
+    ("generate --variant mref --shards 2 --engine local --scheduler tcp://x:1 " + FEW, 2,
+     "give --engine dask"),
+    ("generate --variant mref --shards 2 --scheduler tcp://x:1 --workers 2 " + FEW, 2,
+     "leave --workers out"),
     ("evaluate --model ctx", 2, "either a data set's directory or a variant"),
     ("evaluate --model ctx --data {tiny} --variant mref", 2, "not both"),
     ("evaluate --data {tiny}", 2, "--model"),
@@ -342,9 +350,7 @@ def test_verify(call, tiny, broken):
     assert out.count("byte for byte") == 3
     code, out, err = call(f"verify {broken}/flipped --redraw 0")
     assert code == 1
-    assert err.splitlines()[-1] == (
-        "mnistattn: test.h5 does not have its digest: color differ from the card."
-    )
+    assert err.splitlines()[-1] == ("mnistattn: test.h5 is damaged: 'color' of images 0 to 39.")
     assert out == ""
     # What is drawn anew tells which image it is: 9 objects an image, byte 11 is in image 1.
     code, _, err = call(f"verify {broken}/flipped --redraw 40")
@@ -355,7 +361,30 @@ def test_verify(call, tiny, broken):
 def test_verify_names_a_damaged_file(call, broken):
     code, _, err = call(f"verify {broken}/truncated --redraw 0")
     assert code == 1
-    assert "test.h5 is damaged or no HDF5 file" in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("mnistattn: test.h5 has 5,000 bytes, not ")
+
+
+def test_shards_and_repair(call, tmp_path):
+    line = f"generate --variant mref --out set {FEW} --shards 2 --workers 1"
+    code, out, err = call(line)
+    assert (code, out) == (0, "set: done. See it with: mnistattn show set\n"), err
+    code, out, _ = call("info set")
+    assert code == 0 and "train 3 in 2 shards, val 2 in 2 shards, test 2 in 2 shards" in out
+    assert call("show set")[0] == 0
+    code, out, err = call(line)
+    assert code == 0 and "set is there already" in err
+    path = tmp_path / "set" / "train-00001-of-00002.h5"
+    whole = path.read_bytes()
+    with h5py.File(path) as h5:
+        at = h5["target"].id.get_offset()
+    path.write_bytes(whole[:at] + b"x" + whole[at + 1 :])
+    code, out, err = call("verify set --redraw 0")
+    assert code == 1
+    said = "mnistattn: train-00001-of-00002.h5 is damaged: 'target' of images 1 to 2."
+    assert err.splitlines()[-1] == said
+    code, out, err = call("verify set --redraw 2 --repair")
+    assert code == 0 and "repaired: train-00001-of-00002.h5" in err and out.count("ok ") == 6
+    assert path.read_bytes() == whole
 
 
 def test_models(call):
