@@ -14,6 +14,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mnistattn.dataset.lock import only_writer
 from mnistattn.dataset.read import Card, answer_masks, read_card, read_split
 from mnistattn.dataset.write import generate
 from mnistattn.errors import InputError, MnistattnError
@@ -62,8 +64,8 @@ def evaluate(
     the recipe. options: of the attention, by name (`mnistattn models --options` lists them).
     checkpoint: a model.safetensors that is scored without training. A run that was interrupted goes
     on where it was, if its directory `out` (default runs/VARIANT-MODEL-OPTIONS-RECIPE-seedS, with
-    the options given) is the same. Raises InputError for a request that cannot be met,
-    MnistattnError for a failure while running.
+    the options given) is the same; meanwhile no other process may write there. Raises InputError
+    for a request that cannot be met, MnistattnError for a failure while running.
     """
     unknown = set(generate_options) - GENERATE_OPTIONS
     if unknown:
@@ -82,8 +84,9 @@ def evaluate(
         name += "-checkpoint"
     run = Path(out if out is not None else Path("runs") / name)
     try:
-        return _run(row, options or {}, card, changed, seed, place, run, checkpoint, tensors, note,
-                    progress, say)  # fmt: skip
+        with ExitStack() as held:
+            return _run(row, options or {}, card, changed, seed, place, run, checkpoint, tensors,
+                        note, progress, say, held)  # fmt: skip
     except torch.cuda.OutOfMemoryError as error:
         raise MnistattnError(
             f"the GPU has not enough memory for {row.name} in batches of {changed.batch_size}: "
@@ -94,7 +97,8 @@ def evaluate(
 
 
 def _run(
-    row: Model, options, card, recipe, seed, device, run, checkpoint, tensors, note, progress, say
+    row: Model, options, card, recipe, seed, device, run, checkpoint, tensors, note, progress, say,
+    held: ExitStack,
 ) -> dict:  # fmt: skip
     keep_freed_memory()
     kept = note.get("identity", {})
@@ -119,11 +123,13 @@ def _run(
             raise InputError(f"the code of {row.name} is not what {checkpoint} was trained with "
                              "(SHA-256): give the file as it was.")  # fmt: skip
         identity, history = note["identity"], note["history"]
+        held.enter_context(_only_writer(run, say))
         _claim(run, identity, row.name)
     else:
         for split in ("train", "val", "test"):  # fail before an hour of training, not after
             card.digest(split)
-        run.mkdir(parents=True, exist_ok=True)
+        held.enter_context(_only_writer(run, say))
+        run.mkdir(exist_ok=True)
         identity = _claim(run, identity, row.name)
         history = _trained(network, run, recipe, card, seed, identity, device, progress, row)
     recipe = Recipe(**identity["recipe"])
@@ -180,6 +186,13 @@ def _run(
     whole(run / "result.json", lambda file: write_json(file, result))
     (run / STATE).unlink(missing_ok=True)
     return result | {"run": str(run)}
+
+
+def _only_writer(run: Path, say):
+    """The lock on a run directory, whose parents are made if they are not there."""
+    if not run.parent.exists():
+        run.parent.mkdir(parents=True, exist_ok=True)
+    return only_writer(run, say)
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mnistattn import evaluate, load_arrays
+from mnistattn.dataset.lock import only_writer
 from mnistattn.dataset.read import answer_masks, read_card
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation import paper, report, score, train
@@ -855,3 +856,13 @@ def test_too_little_memory_on_a_gpu_says_what_to_lower(tiny, tmp_path, monkeypat
     with pytest.raises(MnistattnError, match="memory for none in batches of 7: give a smaller"):
         quiet("none", tiny, out=tmp_path / "run", batch_size=7)
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_has_one_writer(tiny, tmp_path) -> None:
+    """The second is refused while the first trains; nothing is left of the lock."""
+    run = tmp_path / "run"
+    with only_writer(run), pytest.raises(InputError, match="run is being written by process"):
+        quiet("none", tiny, out=run, epochs=1)
+    assert not run.exists()
+    quiet("none", tiny, out=run, epochs=1)
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
