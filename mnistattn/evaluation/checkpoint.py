@@ -1,5 +1,6 @@
 """Weights and training state on disk: safetensors, written whole or not at all, never pickled."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,26 +14,42 @@ from mnistattn.errors import InputError
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict) -> None:
-    """Write tensors and a JSON note into one safetensors file, atomically."""
+    """Write tensors and a JSON note into one safetensors file, atomically, with a digest."""
     whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    text = json.dumps(note)
     try:
-        save_file(whole, str(partial), metadata={"mnistattn": json.dumps(note)})
+        save_file(whole, str(partial), metadata={"mnistattn": text, "sha256": _digest(whole, text)})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """The tensors and the note of a file that `save_tensors` wrote; InputError if it is not one."""
+    """The tensors and the note of a file that `save_tensors` wrote; InputError if it is not one, or
+    not as it was written."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            note = json.loads((file.metadata() or {})["mnistattn"])
-            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118
+            metadata = file.metadata() or {}
+            text = metadata["mnistattn"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Files from before there was a digest have the note alone.
+            if len(metadata) > 1 and metadata["sha256"] != _digest(tensors, text):
+                raise ValueError("a bit was flipped")
+            return tensors, json.loads(text)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} does not exist.") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"checkpoint {path} is damaged or not one of mnistattn's.") from error
+
+
+def _digest(tensors: dict[str, Tensor], note: str) -> str:
+    """SHA-256 of the note and of all tensors' names, types, shapes and bytes."""
+    digest = hashlib.sha256(note.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

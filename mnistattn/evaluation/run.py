@@ -36,7 +36,7 @@ from mnistattn.evaluation.recipes import Recipe, make_recipe
 from mnistattn.evaluation.result import RESULT_VERSION, fits_option, write_json, write_samples
 from mnistattn.evaluation.score import score_samples, summarize
 from mnistattn.evaluation.step import autocast, sees_mask
-from mnistattn.evaluation.train import STATE, describe, train
+from mnistattn.evaluation.train import PREVIOUS, STATE, describe, load_state, train
 from mnistattn.generators.variants import VARIANTS, Spec, choose
 from mnistattn.models.cost import flops_per_image
 from mnistattn.models.network import build
@@ -184,7 +184,8 @@ def _run(
         "versions": versions(),
     }  # fmt: skip
     whole(run / "result.json", lambda file: write_json(file, result))
-    (run / STATE).unlink(missing_ok=True)
+    for name in (PREVIOUS, STATE):
+        (run / name).unlink(missing_ok=True)
     return result | {"run": str(run)}
 
 
@@ -270,10 +271,11 @@ def _claim(run: Path, identity: dict, name: str) -> dict:
     when the run was made: they had what is their default now.
     """
     identity = json.loads(json.dumps(identity))
-    for file in (run / "model.safetensors", run / STATE):
-        if not file.exists():
+    model = run / "model.safetensors"
+    for found in (load_tensors(model) if model.exists() else None, load_state(run)):
+        if found is None:
             continue
-        kept = load_tensors(file)[1].get("identity", {})
+        kept = found[1].get("identity", {})
         if _complete(kept) != _complete(identity):
             raise InputError(
                 f"{run} holds a run of another model, data set, recipe or seed: give another --out."

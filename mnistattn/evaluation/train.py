@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mnistattn.errors import MnistattnError
+from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation.checkpoint import (
     load_tensors,
     optimizer_tensors,
@@ -23,7 +23,8 @@ from mnistattn.evaluation.feed import Feed
 from mnistattn.evaluation.recipes import Recipe
 from mnistattn.evaluation.step import Steps, autocast, make_optimizer, make_steps, sees_mask
 
-STATE = "training.safetensors"
+STATE = "training.safetensors"  # after the last whole epoch
+PREVIOUS = "training.previous.safetensors"  # after the one before: should the last be damaged
 SHOW_SECONDS = 1.0  # between looks at the loss, each of which waits for a GPU
 
 
@@ -44,9 +45,8 @@ def train(
     steps = make_steps(network, optimizer, recipe, feed)
     history: list[dict] = []
     best: dict[str, torch.Tensor] = {}
-    state_file = run_dir / STATE if run_dir else None
-    if state_file and state_file.exists():
-        history, best = _resume(state_file, identity, network, optimizer)
+    if run_dir and (found := load_state(run_dir)):
+        history, best = _resume(*found, identity, network, optimizer)
     done, n = len(history), _pairs_per_epoch(feed, recipe)
     with tqdm(total=recipe.epochs * n, initial=done * n, unit="image", desc=title,
               disable=None if progress else True, leave=False, smoothing=0.05) as bar:  # fmt: skip
@@ -64,10 +64,12 @@ def train(
             if entry["val_accuracy"] >= max(e["val_accuracy"] for e in history):
                 best = {k: v.detach().clone() for k, v in network.state_dict().items()}
             bar.set_postfix(loss=f"{entry['loss']:.3f}", val=f"{100 * entry['val_accuracy']:.1f}%")
-            if state_file:
+            if run_dir:
                 tensors = {f"last.{k}": v for k, v in network.state_dict().items()}
                 tensors |= {f"best.{k}": v for k, v in best.items()} | optimizer_tensors(optimizer)
-                save_tensors(state_file, tensors, {"identity": identity, "history": history})
+                if (run_dir / STATE).exists():
+                    (run_dir / STATE).replace(run_dir / PREVIOUS)
+                save_tensors(run_dir / STATE, tensors, {"identity": identity, "history": history})
     network.load_state_dict(best)
     return history
 
@@ -138,8 +140,20 @@ def _glorot(network: nn.Module) -> None:
             nn.init.xavier_uniform_(parameter)
 
 
-def _resume(state_file: Path, identity, network, optimizer) -> tuple[list[dict], dict]:
-    tensors, note = load_tensors(state_file)
+def load_state(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
+    """The tensors and the note of the newest training state that is whole; None if there is none.
+    InputError if all that there are are damaged."""
+    files = [file for name in (STATE, PREVIOUS) if (file := run_dir / name).exists()]
+    for file in files:
+        try:
+            return load_tensors(file)
+        except InputError:
+            if file == files[-1]:
+                raise
+    return None
+
+
+def _resume(tensors: dict, note: dict, identity, network, optimizer) -> tuple[list[dict], dict]:
     if note.get("identity") != identity:
         return [], {}
     parts = {

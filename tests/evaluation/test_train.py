@@ -11,7 +11,7 @@ from mnistattn.evaluation import train as train_module
 from mnistattn.evaluation.checkpoint import load_tensors
 from mnistattn.evaluation.recipes import RECIPES, make_recipe
 from mnistattn.evaluation.step import make_optimizer, training_step
-from mnistattn.evaluation.train import STATE, accuracy, train
+from mnistattn.evaluation.train import PREVIOUS, STATE, accuracy, load_state, train
 from mnistattn.models.network import build
 
 FAST = make_recipe("fast", epochs=2, batch_size=16)
@@ -263,6 +263,31 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(easy, recipe, tmp_path, 
                          identity=identity)  # fmt: skip
     assert again == history
     assert same(whole, resumed)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_state_is_passed_over_for_the_one_before(easy, damage, tmp_path, monkeypatch):
+    """The epoch between them is trained again, to the same numbers."""
+    recipe = make_recipe("fast", epochs=4)
+    whole, history = run(easy, recipe)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupted(patched, after=3)
+        run(easy, recipe, run_dir=tmp_path, identity={})
+    assert {p.name for p in tmp_path.iterdir()} == {STATE, PREVIOUS}
+    state = tmp_path / STATE
+    data = state.read_bytes()
+    if damage == "gone":
+        state.unlink()
+    else:  # a header that is cut off; one whose length is another
+        state.write_bytes(data[:100] if damage == "cut" else b"\xff" + data[1:])
+    assert len(load_state(tmp_path)[1]["history"]) == 2
+    resumed, again = run(easy, recipe, net=network(5), run_dir=tmp_path, identity={})
+    assert again == history
+    assert same(whole, resumed)
+    for name in (STATE, PREVIOUS):
+        (tmp_path / name).write_bytes(b"nothing")
+    with pytest.raises(InputError, match="damaged"):
+        load_state(tmp_path)
 
 
 def test_a_finished_run_is_not_trained_again(easy, tmp_path):
