@@ -48,7 +48,10 @@ def describe(path: str | Path) -> str:
 
 
 def _shards(entry: dict) -> str:
-    return f" in {len(entry['shards'])} shards" if "shards" in entry else ""
+    if "shards" not in entry:
+        return ""
+    n = len(entry["shards"])
+    return f" ({n} shards)" if n > 1 else " (1 shard)"
 
 
 def _source(entry: dict) -> str:
