@@ -116,8 +116,8 @@ def test_what_reads_reads_it_as_one(whole, sharded):
                 assert np.array_equal(np.concatenate([p[name] for _, p in pieces]), values)
         assert list(read_split(many, split, ("query",))) == ["query"]
     assert np.array_equal(sheet_of(sharded, "train", 9), sheet_of(whole, "train", 9))
-    text = describe(sharded).replace(" in 5 shards", "").replace(" in 2 shards", "")
-    assert text.replace(" in 1 shards", "").replace(str(sharded), "") == describe(whole).replace(
+    text = describe(sharded).replace(" (5 shards)", "").replace(" (2 shards)", "")
+    assert text.replace(" (1 shard)", "").replace(str(sharded), "") == describe(whole).replace(
         str(whole), ""
     )
 
