@@ -11,7 +11,7 @@ from importlib import import_module
 from mnistattn.errors import InputError, MnistattnError
 
 __all__ = ["InputError", "MnistattnError", "evaluate", "export", "generate", "load", "load_arrays",
-           "register"]  # fmt: skip
+           "register", "sweep"]  # fmt: skip
 
 # Imported when first used: the command line must not wait for torch to print a help text.
 _LAZY = {
@@ -20,6 +20,7 @@ _LAZY = {
     "load_arrays": "mnistattn.dataset.torch_data",
     "export": "mnistattn.dataset.export",
     "evaluate": "mnistattn.evaluation.run",
+    "sweep": "mnistattn.evaluation.sweep",
     "register": "mnistattn.models.registry",
 }
 

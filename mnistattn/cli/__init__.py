@@ -15,8 +15,8 @@ from mnistattn.errors import MnistattnError, MnistattnWarning
 from mnistattn.process import sleep_between_parallel_regions
 
 COMMANDS = (
-    "generate", "info", "show", "verify", "export", "evaluate", "models", "new-attention", "check",
-    "score", "retest", "compare", "leaderboard",
+    "generate", "info", "show", "verify", "export", "evaluate", "sweep", "models", "new-attention",
+    "check", "score", "retest", "compare", "leaderboard",
 )  # fmt: skip
 
 

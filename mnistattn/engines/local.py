@@ -16,6 +16,8 @@ from contextlib import suppress
 from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
+from tqdm import tqdm
+
 from mnistattn.engines import RETRIES, Task
 from mnistattn.errors import InputError, MnistattnError
 
@@ -206,6 +208,8 @@ def _serve(pipe) -> None:
     """A worker: answer until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    # A progress bar's lock between processes would be left over when this one is killed.
+    tqdm.set_lock(threading.RLock())
     while True:
         try:
             function, argument = pipe.recv()
