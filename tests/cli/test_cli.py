@@ -369,7 +369,7 @@ def test_shards_and_repair(call, tmp_path):
     code, out, err = call(line)
     assert (code, out) == (0, "set: done. See it with: mnistattn show set\n"), err
     code, out, _ = call("info set")
-    assert code == 0 and "train 3 in 2 shards, val 2 in 2 shards, test 2 in 2 shards" in out
+    assert code == 0 and "train 3 (2 shards), val 2 (2 shards), test 2 (2 shards)" in out
     assert call("show set")[0] == 0
     code, out, err = call(line)
     assert code == 0 and "set is there already" in err
