@@ -20,13 +20,21 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
-from mnistattn.errors import InputError
+from mnistattn.errors import InputError, MnistattnError
 from mnistattn.generators.variants import choose
 
 RETRIES = 3  # of a task whose worker died
 
 # A new engine is a row here and a file: "module:class", imported when it is asked for.
 ENGINES = {"local": "mnistattn.engines.local:Local", "dask": "mnistattn.engines.dask:Dask"}
+
+
+class WorkerDied(MnistattnError):
+    """A task's worker died as often as may be. task: the task's name; how: the deaths in words."""
+
+    def __init__(self, task: str, how: str):
+        super().__init__(f"{task} failed: {how}")
+        self.task, self.how = task, how
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,8 @@ class Engine(AbstractContextManager, Protocol):
     def run(
         self, tasks: Iterable[Task], function: Callable[[Any], Any]
     ) -> Iterator[tuple[Task, Any]]:
-        """(task, result) as they finish. Raises what a task raised; MnistattnError if workers keep
-        dying, InputError for a resource that is not there."""
+        """(task, result) as they finish. Raises what a task raised; WorkerDied if a task's workers
+        keep dying, MnistattnError if none can start, InputError for a resource that is not there."""
         ...
 
 

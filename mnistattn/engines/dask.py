@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from mnistattn.engines import RETRIES, Task
+from mnistattn.engines import RETRIES, Task, WorkerDied
 from mnistattn.errors import InputError, MnistattnError
 
 CONNECT_SECONDS = 8  # for the scheduler to answer
@@ -181,7 +181,7 @@ class Dask:
                 )
             try:
                 alone = self._client.status == "connecting" or not self._client.nthreads()
-            except Exception:
+            except Exception:  # whatever it is: nobody answered, and ALONE_SECONDS limit that
                 alone = True
             if not alone and more:
                 return None
@@ -199,9 +199,8 @@ class Dask:
         try:
             return future.result()
         except distributed.KilledWorker as error:
-            raise MnistattnError(
-                f"{task.name} failed: its worker died {RETRIES + 1} times (out of memory?)."
-            ) from error
+            how = f"its worker died {RETRIES + 1} times (out of memory?)."
+            raise WorkerDied(task.name, how) from error
         except (distributed.CancelledError, distributed.client.FutureCancelledError) as error:
             raise MnistattnError(
                 f"{task.name} was cancelled: the connection to the Dask scheduler of "

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mnistattn.engines import RETRIES, Task
+from mnistattn.engines import RETRIES, Task, WorkerDied
 from mnistattn.errors import InputError, MnistattnError
 
 _AHEAD = 64  # tasks looked at, to find one whose resources are free
@@ -83,10 +83,8 @@ class Local:
                         continue
                     deaths[id(task)] = deaths.get(id(task), 0) + 1
                     if deaths[id(task)] > RETRIES:
-                        raise MnistattnError(
-                            f"{task.name} failed: its worker died {deaths[id(task)]} times, "
-                            f"{_how(code)}."
-                        )
+                        how = f"its worker died {deaths[id(task)]} times, {_how(code)}."
+                        raise WorkerDied(task.name, how)
                     waiting.again(task)
                     continue
                 assert task is not None

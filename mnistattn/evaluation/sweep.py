@@ -215,12 +215,9 @@ def sweep(
                     opened, list(tasks.values()), run_cell, note, len(tasks), "run", "sweep",
                     progress,
                 )  # fmt: skip
-        except MnistattnError as error:  # a cell that kills its workers ends the engine's run
-            name = next((n for n in tasks if str(error).startswith(f"{n} failed: ")), None)
+        except engines.WorkerDied as error:  # ends the engine's run, but not the sweep
             _tidy(tasks, engine)
-            if name is None:
-                raise
-            note(tasks[name], {"failed": str(error).partition(" failed: ")[2], "said": []})
+            note(tasks[error.task], {"failed": error.how, "said": []})
         except BaseException:
             _tidy(tasks, engine)
             raise
