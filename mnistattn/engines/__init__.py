@@ -55,7 +55,7 @@ class Engine(AbstractContextManager, Protocol):
         self, tasks: Iterable[Task], function: Callable[[Any], Any]
     ) -> Iterator[tuple[Task, Any]]:
         """(task, result) as they finish. Raises what a task raised; WorkerDied if a task's workers
-        keep dying, MnistattnError if none can start, InputError for a resource that is not there."""
+        keep dying, MnistattnError if none can start, InputError for a resource that nobody has."""
         ...
 
 

@@ -113,10 +113,7 @@ def _run(
     network = make_network(row, options, card, recipe, seed)
     flops = flops_per_image(network, card.spec.size)  # tries the options on its maps, too
     code = code_hash(row.load() if row.attention else type(network))
-    identity = {
-        "model": row.weights, "options": options, "recipe": describe(recipe), "seed": seed,
-        "data": {split: card.splits.get(split, {}).get("digest") for split in ("train", "val")},
-    } | ({"code": code} if row.kind == "plugged" else {})  # fmt: skip
+    identity = identity_of(row, options, recipe, seed, card, code)
     if checkpoint:
         load_weights(network, tensors, note, row, checkpoint)
         if row.kind == "plugged" and kept.get("code") != code:
@@ -124,13 +121,13 @@ def _run(
                              "(SHA-256): give the file as it was.")  # fmt: skip
         identity, history = note["identity"], note["history"]
         held.enter_context(_only_writer(run, say))
-        _claim(run, identity, row.name)
+        claim(run, identity, row.name)
     else:
         for split in ("train", "val", "test"):  # fail before an hour of training, not after
             card.digest(split)
         held.enter_context(_only_writer(run, say))
         run.mkdir(exist_ok=True)
-        identity = _claim(run, identity, row.name)
+        identity = claim(run, identity, row.name)
         history = _trained(network, run, recipe, card, seed, identity, device, progress, row)
     recipe = Recipe(**identity["recipe"])
 
@@ -264,7 +261,17 @@ def _origin(row: Model) -> str:
     return row.origin.replace("\\", "/").rpartition("/")[2]
 
 
-def _claim(run: Path, identity: dict, name: str) -> dict:
+def identity_of(
+    row: Model, options: dict, recipe: Recipe, seed: int, card: Card, code: str
+) -> dict:
+    """All that the weights of a run depend on. code: code_hash of the model."""
+    return {
+        "model": row.weights, "options": options, "recipe": describe(recipe), "seed": seed,
+        "data": {split: card.splits.get(split, {}).get("digest") for split in ("train", "val")},
+    } | ({"code": code} if row.kind == "plugged" else {})  # fmt: skip
+
+
+def claim(run: Path, identity: dict, name: str) -> dict:
     """Refuse a run directory that holds something else, so that no result is lost.
 
     Returns the identity as the directory has it. It may lack options that the model did not have

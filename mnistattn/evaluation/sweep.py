@@ -324,14 +324,10 @@ def _try(row, options: dict, card, recipe) -> str:
 def _found(run: Path, row, options: dict, card, recipe, seed: int, code: str):
     """(state, result or None) of a run directory; InputError if it holds something else."""
     from mnistattn.evaluation.result import read_result
-    from mnistattn.evaluation.run import _claim
-    from mnistattn.evaluation.train import PREVIOUS, STATE, describe
+    from mnistattn.evaluation.run import claim, identity_of
+    from mnistattn.evaluation.train import PREVIOUS, STATE
 
-    identity = {
-        "model": row.weights, "options": options, "recipe": describe(recipe), "seed": seed,
-        "data": {split: card.digest(split) for split in ("train", "val")},
-    } | ({"code": code} if row.kind == "plugged" else {})  # fmt: skip
-    _claim(run, identity, row.name)
+    claim(run, identity_of(row, options, recipe, seed, card, code), row.name)
     if all((run / file).is_file() for file in ("result.json", "model.safetensors", "samples.h5")):
         # The weights are of this request; the result is, if it is whole and of this test split.
         with suppress(InputError):
