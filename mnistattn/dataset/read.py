@@ -285,6 +285,11 @@ def damaged_arrays(card: Card, split: str, arrays: dict[str, np.ndarray]) -> lis
     """The names of the arrays whose content is not what the card's digest was taken of."""
     digest = ContentDigest(card.spec, card.splits[split]["count"])
     digest.update_all(arrays)
+    return differing_arrays(card, split, digest)
+
+
+def differing_arrays(card: Card, split: str, digest: ContentDigest) -> list[str]:
+    """The names of the arrays whose hashes, after all rows were fed, are not those of the card."""
     if digest.hexdigest() == card.digest(split):
         return []
     noted = card.splits[split].get("arrays", {})

@@ -40,8 +40,8 @@ from mnistattn.dataset.verify import (
     verify,
 )
 from mnistattn.dataset.write import (
-    _sync,
-    _write_durably,
+    sync,
+    write_durably,
     sync_folder,
     write_file,
     write_skeleton,
@@ -96,7 +96,7 @@ def _repair_card(path: Path, say: Callable[[str], None]) -> None:
 def _replace(file: Path, content: bytes) -> None:
     temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
     try:
-        _write_durably(temporary, content)
+        write_durably(temporary, content)
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ class _Repair:
                     self._structure(part, entry)
                 else:
                     self._blocks(part, entry, d)
-            _sync(part.file)
+            sync(part.file)
         if left := damage_of_part(self._card, part):
             raise MnistattnError(f"{left[0]} It could not be put right.")
         for d in told:
@@ -220,7 +220,7 @@ class _Repair:
                 wanted = part.manifest
             else:
                 entry = write_file(made, card.spec, painter, 0, shard.count, None, lambda n: None)
-                _sync(made)
+                sync(made)
                 found, wanted = entry["digest"], card.digest(shard.split)
             if found != wanted:
                 raise MnistattnError(

@@ -137,14 +137,14 @@ def write_shard(plan: Plan, shard: Shard, folder: Path, painter: Painter) -> tup
             file, spec, painter, shard.first, shard.count, 1, lambda n: None,
             shard_mark(plan.of, shard.split, shard.first),
         )  # fmt: skip
-        write._sync(file)
+        write.sync(file)
     manifest = {
         "format": MANIFEST, "of": plan.of, "split": shard.split, "file": f"{shard.stem}.h5",
         "first": shard.first, "count": shard.count,
     } | {name if name != "file" else "hdf5": value for name, value in entry.items()}  # fmt: skip
     content = sealed(manifest)
     with _temporary(folder, f"{shard.stem}.json") as file:
-        write._write_durably(file, content)
+        write.write_durably(file, content)
     write.sync_folder(folder)
     return manifest, hashlib.sha256(content).hexdigest()
 
@@ -296,7 +296,7 @@ def generate_shards(
             spec, seed, request["sources"], splits,
             request={"of": plan.of, "shards": shards, "code": request["code"]},
         )  # fmt: skip
-        write._write_durably(work / CARD, sealed(card))
+        write.write_durably(work / CARD, sealed(card))
         (work / REQUEST).unlink()
         _remove_temporary(work)
         write.put_in_place(work, out)
@@ -340,7 +340,7 @@ def _open_work(work: Path, request: dict, overwrite: bool) -> None:
     work.mkdir(exist_ok=True)
     if found is None:  # also if a process died before it was written; each shard is checked anyway
         temporary = work / f".{REQUEST}.tmp"
-        write._write_durably(temporary, json.dumps(request, indent=2).encode())
+        write.write_durably(temporary, json.dumps(request, indent=2).encode())
         os.replace(temporary, work / REQUEST)
         write.sync_folder(work)
     _remove_temporary(work)

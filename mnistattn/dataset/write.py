@@ -126,10 +126,10 @@ def _generate_files(out, spec, seed, counts, sources, workers, progress) -> None
                 splits[split] = write_file(
                     file, spec, sources.painter(split), 0, n, workers, bar.update
                 )
-                synced.append(syncer.submit(_sync, file))  # while the next one is drawn
+                synced.append(syncer.submit(sync, file))  # while the next one is drawn
         for done in synced:
             done.result()
-        _write_durably(partial / CARD, sealed(make_card(spec, seed, sources.card, splits)))
+        write_durably(partial / CARD, sealed(make_card(spec, seed, sources.card, splits)))
         put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -263,12 +263,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write_durably(file: Path, content: bytes) -> None:
+def write_durably(file: Path, content: bytes) -> None:
+    """Write a file and have it on the disk."""
     file.write_bytes(content)
-    _sync(file)
+    sync(file)
 
 
-def _sync(file: Path) -> None:
+def sync(file: Path) -> None:
+    """Have a file's bytes on the disk."""
     with open(file, "rb+") as handle:
         os.fsync(handle.fileno())
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mnistattn.dataset.export.common import Job, describe, licences, sha256
 from mnistattn.dataset.format import CARD, ContentDigest, split_file
-from mnistattn.dataset.read import Card, batches, read_card
+from mnistattn.dataset.read import Card, batches, differing_arrays, read_card
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.generators.variants import choose
 
@@ -158,12 +158,10 @@ def _pieces(
             yield start, {name: a[start - first : stop - first] for name, a in arrays.items()}
             bar.update(stop - start)
             start = stop
-    if digest.hexdigest() != card.digest(split):
-        noted = card.splits[split].get("arrays", {})
-        differ = [name for name, h in digest.arrays().items() if noted.get(name) != h]
+    if differ := differing_arrays(card, split, digest):
         raise InputError(
             f"{split_file(card.path, split)} does not have the digest of its card "
-            f"({', '.join(differ or ['the card'])} differ): generate the data set again."
+            f"({', '.join(differ)} differ): generate the data set again."
         )
 
 
