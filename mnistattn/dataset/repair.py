@@ -41,8 +41,8 @@ from mnistattn.dataset.verify import (
 )
 from mnistattn.dataset.write import (
     sync,
-    write_durably,
     sync_folder,
+    write_durably,
     write_file,
     write_skeleton,
 )

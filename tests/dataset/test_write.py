@@ -324,7 +324,7 @@ def test_a_failure_at_the_end(tmp_path, old, monkeypatch, step):
 
         monkeypatch.setattr(Path, "rename", second)
     else:
-        monkeypatch.setattr(write, {"card": "_write_durably", "sync": "_sync"}[step], fail)
+        monkeypatch.setattr(write, {"card": "write_durably", "sync": "sync"}[step], fail)
     with pytest.raises(MnistattnError, match="No space left on device"):
         make(old, overwrite=True)
     assert contents(tmp_path) == before
