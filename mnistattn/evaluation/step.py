@@ -26,7 +26,7 @@ WARM_UPS = 3  # steps before the capture: libraries choose algorithms and take w
 def autocast(device: torch.device):
     """bf16 autocast where the processor computes in bf16, else nothing."""
     if device.type == "cuda":
-        fits = torch.cuda.is_bf16_supported(including_emulation=False)
+        fits = torch.cuda.get_device_capability(device) >= (8, 0)  # before it is emulated
     else:
         fits = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # AVX2 alone emulates it, 10 x slower
     return torch.autocast(device.type, torch.bfloat16) if fits else nullcontext()

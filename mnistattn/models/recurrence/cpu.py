@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnistattn.models.recurrence import cpu_kernels as compiled
+from mnistattn.models.recurrence.autograd import differentiable
 
 DIRECTIONS = 2
 kernels: Any = compiled  # to mypy, compiled functions take no arguments
@@ -116,30 +117,7 @@ def _(grad_hidden, x, input_weight, recurrent_weight, hidden, gates, c):
     )  # fmt: skip
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, input_weight, recurrent_weight, _, _ = inputs
-    hidden, gates, c = output
-    ctx.mark_non_differentiable(gates, c)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, input_weight, recurrent_weight, hidden, gates, c)
-
-
-def _gradient(ctx: Any, grad_hidden: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad_hidden is None:
-        return None, None, None, None, None
-    return (*backward(grad_hidden, *ctx.saved_tensors), None)
-
-
-forward.register_autograd(_gradient, setup_context=_setup)
-
-
-def diagonal_lstm(
-    x: Tensor, input_weight: Tensor, recurrent_weight: Tensor, offset: Tensor
-) -> Tensor:
-    """See `mnistattn.models.recurrence.diagonal_lstm`."""
-    inputs = (x.permute(0, 2, 3, 1), input_weight, recurrent_weight, offset)
-    keep = torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
-    return forward(*inputs, keep)[0].permute(0, 3, 1, 2)
+diagonal_lstm = differentiable(forward, backward, inputs_kept=3)
 
 
 def _halve_sigmoids(gates: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mnistattn.models.recurrence.autograd import differentiable
+
 DIRECTIONS = 2
 MOST_ROWS, MOST_CHANNELS, MOST_T = 128, 128, 64
 CAPABILITY = (8, 0)  # the first with products of bfloat16 and tf32
@@ -183,30 +185,8 @@ def _neighbours(hidden: Tensor, s: int) -> Tensor:
     return both.view(-1, 2 * t)
 
 
-def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, input_weight, recurrent_weight, offset, _ = inputs
-    hidden, c = output
-    ctx.mark_non_differentiable(c)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, input_weight, recurrent_weight, offset, hidden, c)
-
-
-def _gradient(ctx: Any, grad_hidden: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad_hidden is None:
-        return None, None, None, None, None
-    return (*backward(grad_hidden, *ctx.saved_tensors), None)
-
-
-forward.register_autograd(_gradient, setup_context=_setup)
-
-
-def diagonal_lstm(
-    x: Tensor, input_weight: Tensor, recurrent_weight: Tensor, offset: Tensor
-) -> Tensor:
-    """See `mnistattn.models.recurrence.diagonal_lstm`; x float32 or bfloat16, the rest float32."""
-    inputs = (x.permute(0, 2, 3, 1), input_weight, recurrent_weight, offset)
-    keep = torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
-    return forward(*inputs, keep)[0].permute(0, 3, 1, 2)
+# x float32 or bfloat16, the rest float32.
+diagonal_lstm = differentiable(forward, backward, inputs_kept=4)
 
 
 def _plan_for(x: Tensor, t: int, backward: bool) -> Plan:

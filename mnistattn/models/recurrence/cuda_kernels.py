@@ -127,6 +127,35 @@ def _cells(d, i, inside, origin, direction, columns):
 
 
 @triton.jit
+def _tile(batch, rows, columns, R: tl.constexpr, IMAGES: tl.constexpr):
+    """The program's first image, and of each row of its tile: its place, image, row of the map,
+    whether there is one, and the place of the map's column 0."""
+    # All places count from the first image of the program, so that 32 bits are enough for them.
+    first = tl.program_id(0).to(tl.int64) * IMAGES
+    place = tl.arange(0, R * IMAGES)
+    image, i = place // R, place % R
+    inside = (first + image < batch) & (i < rows)
+    return first, place, image, i, inside, (image * rows + i) * columns
+
+
+@triton.jit
+def _weights(
+    input_weight_at, recurrent_weight_at, offset_at, direction, first, channels, t,
+    C: tl.constexpr, T: tl.constexpr, HOLD: tl.constexpr,
+):  # fmt: skip
+    """Pointers to a direction's weights for x, for the cell before and for the cell above, and to
+    the offset; and, if HOLD, the weights themselves, gate by gate."""
+    before_at = recurrent_weight_at + direction * 8 * t * t
+    at = (input_weight_at + direction * channels * 4 * t, before_at, before_at + 4 * t * t,
+          offset_at + (2 * first + direction) * 4 * t)  # fmt: skip
+    held = (0, 0, 0)
+    if HOLD:
+        held = (_all_gates(at[0], channels, t, C, T), _all_gates(at[1], t, t, T, T),
+                _all_gates(at[2], t, t, T, T))  # fmt: skip
+    return at, held
+
+
+@triton.jit
 def forward(
     x_at, input_weight_at, recurrent_weight_at, offset_at, hidden_at, c_at,
     batch, rows, columns, channels, t,
@@ -136,23 +165,13 @@ def forward(
     """x (B, m, n, C), weights (2, C, 4t) and (2, 2t, 4t), offset (B, 2, 4t) float32 -> hidden
     (B, m, n, 2t) and, if KEEP, c likewise, float32. Grid: (batch / IMAGES, 2)."""
     direction = tl.program_id(1)
-    place = tl.arange(0, R * IMAGES)
-    # All places count from the first image of the program, so that 32 bits are enough for them.
-    first = tl.program_id(0).to(tl.int64) * IMAGES
-    image, i = place // R, place % R
-    inside = (first + image < batch) & (i < rows)
-    origin = (image * rows + i) * columns
+    first, place, image, i, inside, origin = _tile(batch, rows, columns, R, IMAGES)
     first_cell = first * rows * columns
     higher = tl.broadcast_to(tl.maximum(place - 1, 0)[:, None], (R * IMAGES, T))
     below = (i > 0)[:, None]
 
-    before_at = recurrent_weight_at + direction * 8 * t * t
-    at = (input_weight_at + direction * channels * 4 * t, before_at, before_at + 4 * t * t,
-          offset_at + (2 * first + direction) * 4 * t)  # fmt: skip
-    held = (0, 0, 0)
-    if HOLD:
-        held = (_all_gates(at[0], channels, t, C, T), _all_gates(at[1], t, t, T, T),
-                _all_gates(at[2], t, t, T, T))  # fmt: skip
+    at, held = _weights(input_weight_at, recurrent_weight_at, offset_at, direction, first,
+                        channels, t, C, T, HOLD)  # fmt: skip
     tile, sizes = (image, inside), (channels, t)
     x_at += first_cell * channels
     hidden_at += (2 * first_cell + direction) * t
@@ -192,25 +211,15 @@ def backward(
     """As forward, and grad_hidden (B, m, n, 2t) -> grad_gates (B, m, n, 2, 4t): the gradient of
     what the gates' activations are taken of. The diagonals are run through from the last one."""
     direction = tl.program_id(1)
-    place = tl.arange(0, R * IMAGES)
-    # All places count from the first image of the program, so that 32 bits are enough for them.
-    first = tl.program_id(0).to(tl.int64) * IMAGES
-    image, i = place // R, place % R
-    inside = (first + image < batch) & (i < rows)
-    origin = (image * rows + i) * columns
+    first, place, image, i, inside, origin = _tile(batch, rows, columns, R, IMAGES)
     first_cell = first * rows * columns
     lower = tl.broadcast_to(tl.minimum(place + 1, R * IMAGES - 1)[:, None], (R * IMAGES, T))
     over = (i < rows - 1)[:, None]
     # The cell above that of step d lies a row of the map before it.
     has_above = inside & (i > 0)
 
-    before_at = recurrent_weight_at + direction * 8 * t * t
-    at = (input_weight_at + direction * channels * 4 * t, before_at, before_at + 4 * t * t,
-          offset_at + (2 * first + direction) * 4 * t)  # fmt: skip
-    held = (0, 0, 0)
-    if HOLD:
-        held = (_all_gates(at[0], channels, t, C, T), _all_gates(at[1], t, t, T, T),
-                _all_gates(at[2], t, t, T, T))  # fmt: skip
+    at, held = _weights(input_weight_at, recurrent_weight_at, offset_at, direction, first,
+                        channels, t, C, T, HOLD)  # fmt: skip
     tile, sizes = (image, inside), (channels, t)
     x_at += first_cell * channels
     hidden_at += (2 * first_cell + direction) * t
