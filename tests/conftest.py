@@ -1,13 +1,16 @@
 """What several tests share: a tiny generated data set, an easy set in memory, and the real data."""
 
 import os
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-REAL_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+REAL_DATA = ROOT / ".." / "shared" / "data"
 # Without an NVIDIA driver (Linux, WSL), Triton's kernels are interpreted on the CPU. Triton looks
 # for this when it is imported, by whichever test comes first.
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg")):
@@ -42,6 +45,35 @@ def real_data() -> Path:
     if not (REAL_DATA / "MNIST" / "raw").is_dir():
         pytest.skip("the real MNIST and photos are not in ../shared/data")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def as_ranks():
+    """A function size, line, environment -> [(exit code, stdout, stderr)]: so many processes of one
+    Python command line, each told its place as torchrun would; all are ended if one fails."""
+
+    def run(size: int, line: list, seconds: float = 120, **environment):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size),
+                "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment  # fmt: skip
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *map(str, line)], text=True, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, env=os.environ | told | {"RANK": k, "LOCAL_RANK": k},
+            )
+            for k in map(str, range(size))
+        ]  # fmt: skip
+        try:
+            said = [process.communicate(timeout=seconds) for process in processes]
+            return [(p.returncode, *words) for p, words in zip(processes, said, strict=True)]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ right, 1 for a failure while running, 130 after Ctrl-C.
 
 import os
 import sys
+import time
 import warnings
 from importlib import import_module
 
@@ -14,6 +15,7 @@ import click
 from mnistattn.errors import MnistattnError, MnistattnWarning
 from mnistattn.process import sleep_between_parallel_regions
 
+LAST_WORD = 2.0  # seconds
 COMMANDS = (
     "generate", "info", "show", "verify", "export", "evaluate", "sweep", "models", "new-attention",
     "check", "score", "retest", "compare", "leaderboard",
@@ -86,6 +88,9 @@ def _one_line_a_warning() -> None:
 
 
 def _fail(message: str, code: int) -> int:
+    if os.environ.get("RANK", "0") != "0":
+        # One of torchrun's processes: if the first has the same to say, torchrun ends all others.
+        time.sleep(LAST_WORD)
     print(f"mnistattn: {' '.join(message.split())}", file=sys.stderr)
     return code
 

@@ -57,12 +57,16 @@ def command(model, data, variant, options, **rest) -> None:
     """Train a model (or load a checkpoint), score it on the test split, and write a run directory:
     result.json, model.safetensors, samples.h5, gallery.h5, curve.json, picture.png.
 
-    A run that was interrupted goes on after its last whole epoch when started again.
+    A run that was interrupted goes on after its last whole epoch when started again. Several
+    processes train together as 'torchrun --nproc-per-node 2 -m mnistattn evaluate ...'; the batch
+    size is that of all of them.
     """
     from mnistattn.evaluation.report import table
     from mnistattn.evaluation.run import evaluate
 
     result = evaluate(model, data, variant, say=say, options=parse_settings(options), **rest)
+    if not result:  # not the first of torchrun's processes
+        return
     click.echo(table(result))
     click.echo(f"\n{result['run']}: result.json, samples.h5, picture.png, model.safetensors")
     click.echo(f"Beside others: mnistattn leaderboard {Path(result['run']).parent}")

@@ -15,7 +15,7 @@ import os
 import platform
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from mnistattn.evaluation.cost import relative_cost
 from mnistattn.evaluation.feed import Feed, load_feed
 from mnistattn.evaluation.metrics import combine
 from mnistattn.evaluation.picture import attention_picture
+from mnistattn.evaluation.ranks import Ranks, check_batch, launched, leave, together
 from mnistattn.evaluation.recipes import Recipe, make_recipe
 from mnistattn.evaluation.result import RESULT_VERSION, fits_option, write_json, write_samples
 from mnistattn.evaluation.score import score_samples, summarize
@@ -64,8 +65,10 @@ def evaluate(
     the recipe. options: of the attention, by name (`mnistattn models --options` lists them).
     checkpoint: a model.safetensors that is scored without training. A run that was interrupted goes
     on where it was, if its directory `out` (default runs/VARIANT-MODEL-OPTIONS-RECIPE-seedS, with
-    the options given) is the same; meanwhile no other process may write there. Raises InputError
-    for a request that cannot be met, MnistattnError for a failure while running.
+    the options given) is the same; meanwhile no other process may write there. Processes that
+    torchrun has started share the training; the first of them alone scores and writes, and the
+    others return {}. Raises InputError for a request that cannot be met, MnistattnError for a
+    failure while running.
     """
     unknown = set(generate_options) - GENERATE_OPTIONS
     if unknown:
@@ -74,74 +77,118 @@ def evaluate(
     changed = make_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr, queries=queries)
     if not 0 <= seed < 1 << 32:
         raise InputError(f"seed {seed} is out of range: give a whole number from 0 to 2^32 - 1.")
-    place = choose_device(device)
-    card = _data(data, variant, generate_options, progress, say)
-    tensors, note = load_tensors(Path(checkpoint)) if checkpoint else ({}, {})
-    kept = note.get("identity", {})  # of a checkpoint, whose seed and options are its own
-    choices = "".join(f"-{option}={value}" for option, value in sorted((options or {}).items()))
-    name = f"{card.raw['variant']}-{row.name}{choices}-{recipe}-seed{kept.get('seed', seed)}"
-    if checkpoint:
-        name += "-checkpoint"
-    run = Path(out if out is not None else Path("runs") / name)
-    try:
-        with ExitStack() as held:
-            return _run(row, options or {}, card, changed, seed, place, run, checkpoint, tensors,
-                        note, progress, say, held)  # fmt: skip
-    except torch.cuda.OutOfMemoryError as error:
-        raise MnistattnError(
-            f"the GPU has not enough memory for {row.name} in batches of {changed.batch_size}: "
-            "give a smaller --batch-size, or --device cpu."
-        ) from error
-    except OSError as error:
-        raise MnistattnError(f"cannot write {run}: {error.strerror or error}.") from error
+    ranks = launched()
+    place = choose_device(device, ranks.local if ranks.size > 1 else None)
+    check_batch(ranks, changed.batch_size)
+    if not ranks.first:
+        progress, say = False, _say_nothing
+    with together(ranks, place), ExitStack() as held:
+        card = _data(data, variant, generate_options, progress, say, ranks)
+        kept = load_tensors(Path(checkpoint)) if checkpoint else None
+        run = (
+            Path(out)
+            if out is not None
+            else Path("runs") / _name(row, card, options or {}, recipe, seed, kept)
+        )
+        job = _Job(row, options or {}, card, changed, seed, place, run, checkpoint, kept, ranks,
+                   progress, say)  # fmt: skip
+        try:
+            network, identity, history = _fit(job, held)
+            return _write(job, network, identity, history) if ranks.first else {}
+        except torch.cuda.OutOfMemoryError as error:
+            raise MnistattnError(
+                f"the GPU has not enough memory for {row.name} in batches of {changed.batch_size}: "
+                "give a smaller --batch-size, or --device cpu."
+            ) from error
+        except OSError as error:
+            raise MnistattnError(f"cannot write {run}: {error.strerror or error}.") from error
 
 
-def _run(
-    row: Model, options, card, recipe, seed, device, run, checkpoint, tensors, note, progress, say,
-    held: ExitStack,
-) -> dict:  # fmt: skip
+@dataclass
+class _Job:
+    """What `evaluate` was asked for. kept: the tensors and the note of the checkpoint's file."""
+
+    row: Model
+    options: dict
+    card: Card
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    run: Path
+    checkpoint: str | Path | None
+    kept: tuple[dict, dict] | None
+    ranks: Ranks
+    progress: bool
+    say: Callable[[str], None]
+
+
+def _name(row: Model, card: Card, options: dict, recipe: str, seed: int, kept) -> str:
+    """A run's name: VARIANT-MODEL-OPTIONS-RECIPE-seedS, a checkpoint's with the seed it has."""
+    choices = "".join(f"-{option}={value}" for option, value in sorted(options.items()))
+    if kept:
+        seed = kept[1].get("identity", {}).get("seed", seed)
+    name = f"{card.raw['variant']}-{row.name}{choices}-{recipe}-seed{seed}"
+    return f"{name}-checkpoint" if kept else name
+
+
+def _fit(job: _Job, held: ExitStack) -> tuple[nn.Module, dict, list[dict]]:
+    """The trained network, its identity and its history. The run directory is this process's, of
+    all ranks the first's, as long as `held` holds."""
     keep_freed_memory()
-    kept = note.get("identity", {})
-    if kept.get("model") == row.weights:
-        options = kept.get("options", {}) | options
-    options = choose_options(row, options)
-    for option, value in options.items():  # fail before the training, not when it is written
+    row, card, ranks = job.row, job.card, job.ranks
+    if job.kept and job.kept[1].get("identity", {}).get("model") == row.weights:
+        job.options = job.kept[1]["identity"].get("options", {}) | job.options
+    job.options = choose_options(row, job.options)
+    for option, value in job.options.items():  # fail before the training, not when it is written
         if not fits_option(value):
             raise InputError(f"option '{option}' of {row.name} is {value!r}, which no result can "
                              "hold: it may be a number, a word, true, false, none or a list of "
                              "whole numbers.")  # fmt: skip
-    network = make_network(row, options, card, recipe, seed)
-    flops = flops_per_image(network, card.spec.size)  # tries the options on its maps, too
+    network = make_network(row, job.options, card, job.recipe, job.seed)
+    flops_per_image(network, card.spec.size)  # tries the options on its maps, too
     code = code_hash(row.load() if row.attention else type(network))
-    identity = identity_of(row, options, recipe, seed, card, code)
-    if checkpoint:
-        load_weights(network, tensors, note, row, checkpoint)
-        if row.kind == "plugged" and kept.get("code") != code:
-            raise InputError(f"the code of {row.name} is not what {checkpoint} was trained with "
-                             "(SHA-256): give the file as it was.")  # fmt: skip
-        identity, history = note["identity"], note["history"]
-        held.enter_context(_only_writer(run, say))
-        claim(run, identity, row.name)
-    else:
-        for split in ("train", "val", "test"):  # fail before an hour of training, not after
-            card.digest(split)
-        held.enter_context(_only_writer(run, say))
-        run.mkdir(exist_ok=True)
-        identity = claim(run, identity, row.name)
-        history = _trained(network, run, recipe, card, seed, identity, device, progress, row)
-    recipe = Recipe(**identity["recipe"])
+    identity = identity_of(row, job.options, job.recipe, job.seed, card, code)
+    if job.kept:
+        tensors, note = job.kept
+        load_weights(network, tensors, note, row, job.checkpoint)
+        if row.kind == "plugged" and note.get("identity", {}).get("code") != code:
+            raise InputError(f"the code of {row.name} is not what {job.checkpoint} was trained "
+                             "with (SHA-256): give the file as it was.")  # fmt: skip
+        if ranks.first:
+            held.enter_context(_only_writer(job.run, job.say))
+            claim(job.run, identity, row.name)
+        return network, note["identity"], note["history"]
+    for split in ("train", "val", "test"):  # fail before an hour of training, not after
+        card.digest(split)
+    ours = identity
+    if ranks.first:
+        held.enter_context(_only_writer(job.run, job.say))
+        job.run.mkdir(exist_ok=True)
+        identity = claim(job.run, identity, row.name)
+    identity = ranks.note(identity)
+    if not _same(identity, ours):
+        raise InputError(f"process {ranks.rank} of {ranks.size} has another data set, version or "
+                         "request than the first: give all of them the same.")  # fmt: skip
+    return network, identity, _trained(job, network, identity)
 
+
+def _write(job: _Job, network: nn.Module, identity: dict, history: list[dict]) -> dict:
+    """Score the trained network and write the run directory; returns the result."""
+    row, card, device, run = job.row, job.card, job.device, job.run
+    recipe = Recipe(**identity["recipe"])
+    flops = flops_per_image(network, card.spec.size)
+    code = code_hash(row.load() if row.attention else type(network))
     test, masks, scale = load_test(card, device, sees_mask(network))
     network = network.to(device).to(memory_format=torch.channels_last)
     cost = relative_cost(network, recipe, test, card.spec.size)
-    samples = score_samples(network, test, masks, scale, progress=progress)
+    samples = score_samples(network, test, masks, scale, progress=job.progress)
     if "pixel_auroc" in samples and (samples["pixel_auroc"] == 0.5).all() and row.kind == "plugged":
-        say(f"note: every map of {row.name} is constant, so its correctness is that of chance")
+        job.say(f"note: every map of {row.name} is constant, so its correctness is that of chance")
     layers, product = _gallery(network, test, masks)
     kept_samples = samples | ({"gallery": _small(product)} if layers else {})
     defaults = row.defaults()
     run.mkdir(parents=True, exist_ok=True)
-    if not checkpoint:
+    if not job.kept:
         note = {"identity": identity, "history": history}
         save_tensors(run / "model.safetensors", network.state_dict(), note)
     whole(run / "samples.h5", lambda file: write_samples(file, kept_samples))
@@ -155,8 +202,8 @@ def _run(
         "format": "mnistattn-result", "result_version": RESULT_VERSION, "model": row.name,
         "kind": row.kind, "paper_name": row.paper_name, "paper": row.paper,
         "summary": row.summary, "origin": _origin(row), "code": code,
-        "options": options,
-        "changed_options": {k: v for k, v in options.items() if defaults.get(k) != v},
+        "options": job.options,
+        "changed_options": {k: v for k, v in job.options.items() if defaults.get(k) != v},
         "dataset": {
             "variant": card.raw["variant"], "paper_name": card.raw["paper_name"],
             "spec": card.raw["spec"], "seed": card.raw["seed"], "sources": card.raw["sources"],
@@ -172,7 +219,7 @@ def _run(
             "flops_per_image": flops,
             "train_seconds": sum(e["seconds"] for e in history), **cost,
             "batch_size": recipe.batch_size,
-            "device": _device_name(device), "threads": torch.get_num_threads(),
+            "device": _device_name(device, job.ranks), "threads": torch.get_num_threads(),
         },
         "samples": {
             "file": "samples.h5",
@@ -184,6 +231,10 @@ def _run(
     for name in (PREVIOUS, STATE):
         (run / name).unlink(missing_ok=True)
     return result | {"run": str(run)}
+
+
+def _say_nothing(_: str) -> None:
+    """What all ranks but the first say."""
 
 
 def _only_writer(run: Path, say):
@@ -208,34 +259,46 @@ def load_test(card: Card, device: torch.device, masks: bool) -> tuple[Feed, np.n
     return test, truth, arrays["scale"][np.arange(len(truth)), arrays["target"]]
 
 
-def _data(data, variant, generate_options, progress, say) -> Card:
+def _data(data, variant, generate_options, progress, say, ranks: Ranks) -> Card:
     if (data is None) == (variant is None):
         raise InputError("give either a data set's directory or a variant, not both or neither.")
     if data is not None:
         return read_card(data)
     path = Path("data") / choose("variant", variant, VARIANTS)
-    if not path.exists():
+    if ranks.first and not path.exists():
         say(f"{path} does not exist: generating it first")
         generate(variant, path, progress=progress, say=say, **generate_options)
+    ranks.note(None)  # the others wait until it is there
     card = read_card(path)
     if card.raw["variant"] != variant:
         raise InputError(f"{path} holds {card.raw['variant']}, not {variant}: give --data.")
     return card
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device of --device auto, cpu or cuda. InputError if there is none."""
+def choose_device(name: str, number: int | None = None) -> torch.device:
+    """The torch device of --device auto, cpu or cuda; of several GPUs, the one with this number.
+    InputError if there is none."""
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device '{name}': it is one of auto, cpu, cuda.")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here: use --device cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if number is None:
+        return torch.device("cuda")
+    if number >= torch.cuda.device_count():
+        raise InputError(f"there are {torch.cuda.device_count()} GPUs here, too few for process "
+                         f"{number + 1} of this machine: give torchrun fewer.")  # fmt: skip
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: torch.device, ranks: Ranks) -> str:
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} threads)"
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"CPU ({torch.get_num_threads()} threads)"
+    return name if ranks.size == 1 else f"{ranks.size} x {name}"
 
 
 def make_network(row: Model, options: dict, card: Card, recipe: Recipe, seed: int) -> nn.Module:
@@ -283,7 +346,7 @@ def claim(run: Path, identity: dict, name: str) -> dict:
         if found is None:
             continue
         kept = found[1].get("identity", {})
-        if _complete(kept) != _complete(identity):
+        if not _same(kept, identity):
             raise InputError(
                 f"{run} holds a run of another model, data set, recipe or seed: give another --out."
             )
@@ -297,23 +360,35 @@ def claim(run: Path, identity: dict, name: str) -> dict:
     return identity
 
 
-def _complete(identity: dict) -> dict:
-    """An identity with all options of its model, if that is known."""
-    row = MODELS.get(identity.get("model", ""))
-    return identity | {"options": row.defaults() | identity.get("options", {})} if row else identity
+def _same(first: dict, second: dict) -> bool:
+    """Whether two identities are of one run; what options one of them lacks are the defaults."""
+    first, second = json.loads(json.dumps([first, second]))
+    rows = [MODELS.get(identity.get("model", "")) for identity in (first, second)]
+    for identity, row in zip((first, second), rows, strict=True):
+        if row:
+            identity["options"] = row.defaults() | identity.get("options", {})
+    return first == second
 
 
-def _trained(network, run, recipe, card, seed, identity, device, progress, row: Model):
+def _trained(job: _Job, network: nn.Module, identity: dict) -> list[dict]:
     """Train the network, or load what the run directory already has; returns the history."""
-    if (run / "model.safetensors").exists():
-        tensors, note = load_tensors(run / "model.safetensors")
-        load_weights(network, tensors, note, row, run / "model.safetensors")
+    row, card, ranks, run = job.row, job.card, job.ranks, job.run
+    file = run / "model.safetensors"
+    if ranks.note(ranks.first and file.exists()):
+        if not ranks.first:
+            return []
+        tensors, note = load_tensors(file)
+        load_weights(network, tensors, note, row, file)
+        leave(ranks)
         return note["history"]
-    feed, validation = (load_feed(card, split, device, masks=sees_mask(network))
+    feed, validation = (load_feed(card, split, job.device, masks=sees_mask(network))
                         for split in ("train", "val"))  # fmt: skip
-    network.to(device)
+    network.to(job.device)
     title = f"{row.name} on {card.raw['variant']}"
-    return train(network, recipe, feed, validation, seed, run, identity, progress, title)
+    history = train(network, job.recipe, feed, validation, job.seed, run, identity, job.progress,
+                    title, ranks)  # fmt: skip
+    leave(ranks)  # the first is to score and to write, which needs nobody
+    return history
 
 
 def load_weights(network: nn.Module, tensors: dict, note: dict, row: Model, file) -> None:

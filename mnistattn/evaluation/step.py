@@ -1,4 +1,5 @@
-"""The training step, and how a device takes many of them: one by one, or from a captured graph.
+"""The training step, and how many of them are taken: one by one, from a captured graph on a GPU, or
+by several processes that share each batch.
 
 On a GPU a step of a small network is hundreds of small kernels, and launching them takes longer
 than computing them. So there the whole step, from the gathering of the uint8 images to the update
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from mnistattn.errors import MnistattnWarning
 from mnistattn.evaluation.feed import Feed
+from mnistattn.evaluation.ranks import ALONE, Ranks, Together
 from mnistattn.evaluation.recipes import Recipe
+from mnistattn.models.network import is_ours
 
 WARM_UPS = 3  # steps before the capture: libraries choose algorithms and take workspaces
 
@@ -57,18 +60,19 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def training_step(
     network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, images: Tensor,
-    query: Tensor, answer: Tensor, mask: Tensor | None = None,
+    query: Tensor, answer: Tensor, mask: Tensor | None = None, weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Forward, loss, backward, clipping and update for images (B, 3, S, S) and the query and answer
     (B,) int64 of each, all on one device. mask (B, S, S): for a network that `sees_mask`, else
-    None. Returns the loss (), with the network's own if it has one, and the logits (B, answers)."""
+    None. weight: of this loss, among those of other processes. Returns the loss (), with the
+    network's own if it has one, and the logits (B, answers)."""
     with autocast(images.device):
         logits, out = network(images, query, **({} if mask is None else {"mask": mask}))
     loss = F.cross_entropy(logits.float(), answer)
     if "loss" in out:
         loss = loss + out["loss"]
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss * weight).backward()
     nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
     optimizer.step()
     return loss, logits
@@ -81,6 +85,8 @@ class Steps:
     far; hits (), int64: of the right answers. All on the feed's device, from which reading them
     waits for the steps before.
     """
+
+    ranks = ALONE
 
     def __init__(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, feed: Feed
@@ -108,6 +114,12 @@ class Steps:
             else:
                 group["lr"] = self.rates[i]
         self._take(self.asked[:, i * size : (i + 1) * size])
+
+    def finish(self) -> None:
+        """After the last step of an epoch: `total` and `hits` are those of all images."""
+
+    def release(self) -> None:
+        """After the last epoch: the network is again as it was given."""
 
     def _take(self, asked: Tensor) -> None:
         index, query, answer = asked
@@ -192,11 +204,56 @@ class CapturedSteps(Steps):
         self.place += 1
 
 
+class SharedSteps(Steps):
+    """Steps that several processes take together, each with its part of every batch.
+
+    The mean over a batch of a loss of the network's own (`out["loss"]`) is made of the means over
+    the parts, each weighted by its images.
+    """
+
+    def __init__(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, feed: Feed,
+        ranks: Ranks,
+    ) -> None:  # fmt: skip
+        super().__init__(network, optimizer, recipe, feed)
+        self.ranks = ranks
+        self.together = Together(network, feed.device)
+
+    def start(self, asked: Tensor, rates: list[float]) -> None:
+        super().start(asked, rates)
+        self.together.train()
+
+    def finish(self) -> None:
+        self.ranks.add(self.total, self.hits)
+
+    def release(self) -> None:
+        self.together.release()
+
+    def _take(self, asked: Tensor) -> None:
+        n, size = asked.shape[1], self.ranks.size
+        # The last images of an epoch may be too few for all: then everybody takes them all.
+        shared = self.together.shared = n >= size
+        index, query, answer = asked[:, self.ranks.part(n)] if shared else asked
+        mask = self.feed.masks(index, query) if sees_mask(self.network) else None
+        # The mean over the ranks, which is taken of the gradients, is to be that over the images.
+        loss, logits = training_step(
+            self.together, self.optimizer, self.recipe, self.feed.batch(index), query, answer, mask,
+            weight=len(answer) * size / n if shared else 1.0,
+        )  # fmt: skip
+        self.loss.copy_(loss.detach())
+        if shared or self.ranks.first:
+            self.total += self.loss * len(answer)
+            self.hits += (logits.argmax(1) == answer).sum()
+
+
 def make_steps(
-    network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, feed: Feed
-) -> Steps:
+    network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, feed: Feed,
+    ranks: Ranks = ALONE,
+) -> Steps:  # fmt: skip
     """The quickest steps for the device: captured ones on a GPU that holds the images, of a network
-    that may be captured."""
+    that may be captured. Processes that share a training take theirs one by one."""
+    if ranks.size > 1:
+        return SharedSteps(network, optimizer, recipe, feed, ranks)
     captured = feed.images.is_cuda and may_be_captured(network)
     return (CapturedSteps if captured else Steps)(network, optimizer, recipe, feed)
 
@@ -205,8 +262,7 @@ def may_be_captured(network: nn.Module) -> bool:
     """Whether a graph of one step is good for all. Python is not run again when a graph is, so what
     a module counts or decides in Python would be frozen: of the user's own modules only those are
     captured that say `cuda_graph = True`."""
-    ours = ("mnistattn.", "torch.")
     return all(
-        type(module).__module__.startswith(ours) or getattr(module, "cuda_graph", False) is True
+        is_ours(module) or getattr(module, "cuda_graph", False) is True
         for module in network.modules()
     )

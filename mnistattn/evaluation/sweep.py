@@ -160,6 +160,8 @@ def sweep(
     Raises InputError before any run starts if one cannot be met; SweepError if some failed, when
     all others are done. Ctrl-C ends the workers; the same call goes on with what is left.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a sweep starts its processes itself: call it without torchrun.")
     cores = _cores()
     if workers is not None and scheduler:
         raise InputError(f"the cluster at {scheduler} has its own workers: leave --workers out.")

@@ -20,6 +20,7 @@ from mnistattn.evaluation.checkpoint import (
     save_tensors,
 )
 from mnistattn.evaluation.feed import Feed
+from mnistattn.evaluation.ranks import ALONE, Ranks
 from mnistattn.evaluation.recipes import Recipe
 from mnistattn.evaluation.step import Steps, autocast, make_optimizer, make_steps, sees_mask
 
@@ -31,22 +32,24 @@ SHOW_SECONDS = 1.0  # between looks at the loss, each of which waits for a GPU
 def train(
     network: nn.Module, recipe: Recipe, feed: Feed, validation: Feed, seed: int,
     run_dir: Path | None = None, identity: dict | None = None, progress: bool = True,
-    title: str = "train",
+    title: str = "train", ranks: Ranks = ALONE,
 ) -> list[dict]:  # fmt: skip
     """Train in place; on return the network has its best epoch's weights. Returns the history.
 
     The history has per epoch: loss, train_accuracy, val_accuracy, lr, seconds, images_per_second.
     run_dir: where the training state is kept after each epoch, and from where it is resumed if
-    `identity` (model, data, recipe, seed) is the same. Raises MnistattnError if the loss diverges.
+    `identity` (model, data, recipe, seed) is the same. ranks: the processes that share the
+    training, of which each calls this, and the first alone reads and writes `run_dir`. Raises
+    MnistattnError if the loss diverges.
     """
     if recipe.glorot:
         _glorot(network)
     optimizer = make_optimizer(network, recipe)
-    steps = make_steps(network, optimizer, recipe, feed)
     history: list[dict] = []
     best: dict[str, torch.Tensor] = {}
-    if run_dir and (found := load_state(run_dir)):
+    if found := ranks.state(load_state(run_dir) if run_dir and ranks.first else None):
         history, best = _resume(*found, identity, network, optimizer)
+    steps = make_steps(network, optimizer, recipe, feed, ranks)
     done, n = len(history), _pairs_per_epoch(feed, recipe)
     with tqdm(total=recipe.epochs * n, initial=done * n, unit="image", desc=title,
               disable=None if progress else True, leave=False, smoothing=0.05) as bar:  # fmt: skip
@@ -55,7 +58,7 @@ def train(
                 break
             try:
                 entry = _epoch(steps, seed, epoch, bar)
-                entry["val_accuracy"] = accuracy(network, validation)
+                entry["val_accuracy"] = accuracy(network, validation, ranks=ranks)
             except FloatingPointError as error:  # a recurrence met NaN, and says where
                 raise MnistattnError(
                     f"the training diverged in epoch {epoch + 1}: {error}; give a smaller --lr."
@@ -64,12 +67,13 @@ def train(
             if entry["val_accuracy"] >= max(e["val_accuracy"] for e in history):
                 best = {k: v.detach().clone() for k, v in network.state_dict().items()}
             bar.set_postfix(loss=f"{entry['loss']:.3f}", val=f"{100 * entry['val_accuracy']:.1f}%")
-            if run_dir:
+            if run_dir and ranks.first:
                 tensors = {f"last.{k}": v for k, v in network.state_dict().items()}
                 tensors |= {f"best.{k}": v for k, v in best.items()} | optimizer_tensors(optimizer)
                 if (run_dir / STATE).exists():
                     (run_dir / STATE).replace(run_dir / PREVIOUS)
                 save_tensors(run_dir / STATE, tensors, {"identity": identity, "history": history})
+    steps.release()
     network.load_state_dict(best)
     return history
 
@@ -77,7 +81,8 @@ def train(
 def _epoch(steps: Steps, seed: int, epoch: int, bar) -> dict:
     recipe, feed = steps.recipe, steps.feed
     generator = torch.Generator().manual_seed(_mix(seed, epoch))
-    torch.manual_seed(_mix(seed, epoch))  # dropout and sampled attention
+    # Dropout and sampled attention, of whose draws each rank has its own.
+    torch.manual_seed(_mix(seed, epoch) ^ steps.ranks.rank << 54)
     asked = torch.stack(feed.pairs(recipe.queries, generator))
     n, size = asked.shape[1], recipe.batch_size
     count = -(-n // size)
@@ -94,6 +99,7 @@ def _epoch(steps: Steps, seed: int, epoch: int, bar) -> dict:
         if (now := time.perf_counter()) - shown > SHOW_SECONDS:
             bar.set_postfix(loss=f"{steps.loss.item():.3f}", refresh=False)
             shown = now
+    steps.finish()
     mean = steps.total.item() / n
     if mean != mean or mean == float("inf"):
         raise MnistattnError(f"the loss diverged in epoch {epoch + 1}: give a smaller --lr.")
@@ -105,17 +111,22 @@ def _epoch(steps: Steps, seed: int, epoch: int, bar) -> dict:
 
 
 @torch.inference_mode()
-def accuracy(network: nn.Module, feed: Feed, batch_size: int = 256) -> float:
-    """Share of images whose fixed query gets a right answer, in 0 .. 1."""
+def accuracy(network: nn.Module, feed: Feed, batch_size: int = 256, ranks: Ranks = ALONE) -> float:
+    """Share of images whose fixed query gets a right answer, in 0 .. 1. Each rank looks at its part
+    of every batch."""
     network.eval()
     hits = torch.zeros((), dtype=torch.int64, device=feed.device)
-    for index in feed.in_order(batch_size):
+    for whole in feed.in_order(batch_size):
+        index = whole[ranks.part(len(whole))]
+        if not len(index):
+            continue
         query = feed.query[index].to(feed.device)
         told = {"mask": feed.masks(index, query)} if sees_mask(network) else {}
         with autocast(feed.device):
             logits, _ = network(feed.batch(index), query, **told)
         right = feed.answers[index].to(feed.device)
         hits += right.gather(1, logits.argmax(1, keepdim=True)).sum()
+    ranks.add(hits)
     return hits.item() / len(feed)
 
 

@@ -127,6 +127,11 @@ class Network(nn.Module):
         return x, q, a.flatten(0, 1)[:, None]
 
 
+def is_ours(module: nn.Module) -> bool:
+    """Whether a module's code is this package's or torch's own, not the user's."""
+    return type(module).__module__.startswith(("mnistattn.", "torch."))
+
+
 def placed(placement: str | tuple[int, ...], size: int) -> list[int]:
     """The stages, from 0, that have an attention. InputError for map sizes that there are not."""
     sizes = [size >> (i + 1) for i in range(4 if size < 200 else 5)]

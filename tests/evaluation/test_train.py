@@ -40,11 +40,11 @@ def interrupted(monkeypatch, after: int):
     """Let Ctrl-C come when the validation after epoch `after` + 1 starts."""
     calls = []
 
-    def validate(*arguments):
+    def validate(*arguments, **named):
         calls.append(0)
         if len(calls) > after:
             raise KeyboardInterrupt
-        return accuracy(*arguments)
+        return accuracy(*arguments, **named)
 
     monkeypatch.setattr(train_module, "accuracy", validate)
 
@@ -312,7 +312,7 @@ def scores(monkeypatch, values):
     """Replace validation: gives `values` in turn, and notes the weights it was shown."""
     seen, left = [], iter(values)
 
-    def validate(net, _):
+    def validate(net, _, **named):
         seen.append({k: v.clone() for k, v in net.state_dict().items()})
         return next(left)
 

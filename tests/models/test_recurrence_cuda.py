@@ -324,28 +324,18 @@ def gradients(rank: int | None) -> list[Tensor]:
     return [p.grad for p in model.parameters()]
 
 
-def process_of_two(rank: int, folder: Path) -> None:
-    torch.distributed.init_process_group(
-        "gloo", f"file://{folder / 'meet'}", timedelta(seconds=60), world_size=2, rank=rank
-    )
+def process_of_two(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    rank = torch.distributed.get_rank()
     found = [g.flatten().tolist() for g in gradients(rank)]
     (folder / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_distributed_training_gives_the_gradients_of_one_process(tmp_path) -> None:
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), tmp_path], env=environment)
-        for rank in (0, 1)
-    ]
+def test_distributed_training_gives_the_gradients_of_one_process(tmp_path, as_ranks) -> None:
+    assert [code for code, *_ in as_ranks(2, [__file__, tmp_path])] == [0, 0]
     expected = gradients(None)
-    try:
-        assert [process.wait(120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
     for rank in (0, 1):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         for one, other in zip(found, expected, strict=True):
@@ -500,4 +490,4 @@ def test_the_kernels_compile_without_spilling(capability, tmp_path) -> None:
 
 # For the test of two processes: a spawned process may not find the test file as a module.
 if __name__ == "__main__":
-    process_of_two(int(sys.argv[1]), Path(sys.argv[2]))
+    process_of_two(Path(sys.argv[1]))
