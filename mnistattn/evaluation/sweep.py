@@ -160,18 +160,22 @@ def sweep(
     Raises InputError before any run starts if one cannot be met; SweepError if some failed, when
     all others are done. Ctrl-C ends the workers; the same call goes on with what is left.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("a sweep starts its processes itself: call it without torchrun.")
-    cores = _cores()
-    if workers is not None and scheduler:
-        raise InputError(f"the cluster at {scheduler} has its own workers: leave --workers out.")
-    if workers is not None and workers < (0 if engine == "local" else 1):
-        raise InputError(f"{workers} workers are impossible: give 1 or more.")
-    if per_gpu < 1:
-        raise InputError(f"{per_gpu} runs a GPU are impossible: give 1 or more.")
-    gpus = _gpus(device, engine)
+    _check(device, engine, workers, scheduler, per_gpu)
     cells = plan(models, data, seeds, recipe=recipe, epochs=epochs, batch_size=batch_size, lr=lr,
                  queries=queries, out=out)  # fmt: skip
+    return run_cells(cells, device=device, engine=engine, workers=workers, scheduler=scheduler,
+                     per_gpu=per_gpu, say=say, progress=progress)  # fmt: skip
+
+
+def run_cells(
+    cells: Sequence[Cell], *, device: str = "auto", engine: str = "local",
+    workers: int | None = None, scheduler: str | None = None, per_gpu: int = 1,
+    say: Callable[[str], None] = print, progress: bool = True,
+) -> list[dict]:  # fmt: skip
+    """Do what is left of some plans' cells, in their order; the results, and errors, of `sweep`.
+    Names must differ."""
+    gpus = _check(device, engine, workers, scheduler, per_gpu)
+    cores = _cores()
     todo = [cell for cell in cells if cell.result is None]
     results = {cell.name: cell.result for cell in cells}
     if len(todo) < len(cells):
@@ -212,7 +216,8 @@ def sweep(
                 engine, None if scheduler else count and together, scheduler,
                 {"GPU": len(gpus)} if gpus and asks else None,
             ) as opened:  # fmt: skip
-                _make(Path(out))
+                for folder in {cell.run.parent for cell in cells}:
+                    _make(folder)
                 engines.run(
                     opened, list(tasks.values()), run_cell, note, len(tasks), "run", "sweep",
                     progress,
@@ -305,6 +310,19 @@ def summary(results: Iterable[dict]) -> str:
         "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def _check(device: str, engine: str, workers, scheduler, per_gpu: int) -> tuple[str, ...]:
+    """The GPUs to be used; InputError for a request that no engine can meet."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a sweep starts its processes itself: call it without torchrun.")
+    if workers is not None and scheduler:
+        raise InputError(f"the cluster at {scheduler} has its own workers: leave --workers out.")
+    if workers is not None and workers < (0 if engine == "local" else 1):
+        raise InputError(f"{workers} workers are impossible: give 1 or more.")
+    if per_gpu < 1:
+        raise InputError(f"{per_gpu} runs a GPU are impossible: give 1 or more.")
+    return _gpus(device, engine)
 
 
 def _try(row, options: dict, card, recipe) -> str:
