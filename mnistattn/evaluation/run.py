@@ -381,8 +381,8 @@ def _trained(job: _Job, network: nn.Module, identity: dict) -> list[dict]:
         load_weights(network, tensors, note, row, file)
         leave(ranks)
         return note["history"]
-    feed, validation = (load_feed(card, split, job.device, masks=sees_mask(network))
-                        for split in ("train", "val"))  # fmt: skip
+    feed = load_feed(card, "train", job.device, masks=sees_mask(network))
+    validation = load_feed(card, "val", job.device, masks=True)
     network.to(job.device)
     title = f"{row.name} on {card.raw['variant']}"
     history = train(network, job.recipe, feed, validation, job.seed, run, identity, job.progress,

@@ -5,6 +5,7 @@ is started again goes on after its last whole epoch to the same numbers.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mnistattn.evaluation.checkpoint import (
     save_tensors,
 )
 from mnistattn.evaluation.feed import Feed
+from mnistattn.evaluation.metrics import combine, correctness
 from mnistattn.evaluation.ranks import ALONE, Ranks
 from mnistattn.evaluation.recipes import Recipe
 from mnistattn.evaluation.step import Steps, autocast, make_optimizer, make_steps, sees_mask
@@ -36,7 +38,8 @@ def train(
 ) -> list[dict]:  # fmt: skip
     """Train in place; on return the network has its best epoch's weights. Returns the history.
 
-    The history has per epoch: loss, train_accuracy, val_accuracy, lr, seconds, images_per_second.
+    The history has per epoch: loss, train_accuracy, lr, seconds, images_per_second, and what
+    `validate` gives: val_accuracy and, if `validation` has the ground truth, val_correctness.
     run_dir: where the training state is kept after each epoch, and from where it is resumed if
     `identity` (model, data, recipe, seed) is the same. ranks: the processes that share the
     training, of which each calls this, and the first alone reads and writes `run_dir`. Raises
@@ -58,7 +61,7 @@ def train(
                 break
             try:
                 entry = _epoch(steps, seed, epoch, bar)
-                entry["val_accuracy"] = accuracy(network, validation, ranks=ranks)
+                entry |= validate(network, validation, ranks=ranks)
             except FloatingPointError as error:  # a recurrence met NaN, and says where
                 raise MnistattnError(
                     f"the training diverged in epoch {epoch + 1}: {error}; give a smaller --lr."
@@ -111,23 +114,36 @@ def _epoch(steps: Steps, seed: int, epoch: int, bar) -> dict:
 
 
 @torch.inference_mode()
-def accuracy(network: nn.Module, feed: Feed, batch_size: int = 256, ranks: Ranks = ALONE) -> float:
-    """Share of images whose fixed query gets a right answer, in 0 .. 1. Each rank looks at its part
-    of every batch."""
+def validate(
+    network: nn.Module, feed: Feed, batch_size: int = 256, ranks: Ranks = ALONE
+) -> dict[str, float]:
+    """val_accuracy: share of images whose fixed query gets a right answer, in 0 .. 1. If there are
+    maps, and the feed has the ground truth, val_correctness: mean share of the attention that lies
+    on it. Each rank looks at its part of every batch."""
     network.eval()
     hits = torch.zeros((), dtype=torch.int64, device=feed.device)
+    mass, scored = (torch.zeros((), dtype=torch.float64, device=feed.device) for _ in range(2))
     for whole in feed.in_order(batch_size):
         index = whole[ranks.part(len(whole))]
         if not len(index):
             continue
         query = feed.query[index].to(feed.device)
-        told = {"mask": feed.masks(index, query)} if sees_mask(network) else {}
+        mask = feed.masks(index, query) if feed.instances is not None else None
+        told = {"mask": mask} if sees_mask(network) else {}
         with autocast(feed.device):
-            logits, _ = network(feed.batch(index), query, **told)
+            logits, out = network(feed.batch(index), query, **told)
         right = feed.answers[index].to(feed.device)
         hits += right.gather(1, logits.argmax(1, keepdim=True)).sum()
-    ranks.add(hits)
-    return hits.item() / len(feed)
+        if out.get("attention") and mask is not None:
+            with suppress(ValueError):  # maps that cannot be scored: `score_samples` will say it
+                size = (mask.shape[1], mask.shape[2])
+                maps = combine([a.float() for a in out["attention"]], size)
+                on_target = correctness(maps, mask)
+                mass += on_target.nansum()
+                scored += (~on_target.isnan()).sum()
+    ranks.add(hits, mass, scored)
+    found = {"val_accuracy": hits.item() / len(feed)}
+    return found | ({"val_correctness": (mass / scored).item()} if scored else {})
 
 
 def _pairs_per_epoch(feed: Feed, recipe: Recipe) -> int:

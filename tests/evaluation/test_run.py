@@ -159,9 +159,10 @@ def test_the_network_has_the_best_weights(done, tiny):
     network = run_module.build("ctx", 100, 10, 5)
     network.load_state_dict(run_module.load_tensors(done.checkpoint)[0])
     network = network.to(memory_format=torch.channels_last)
-    feed = run_module.load_feed(read_card(tiny), "val", torch.device("cpu"))
+    feed = run_module.load_feed(read_card(tiny), "val", torch.device("cpu"), masks=True)
     (entry,) = json.loads((done.path / "curve.json").read_text())
-    assert train.accuracy(network, feed) == entry["val_accuracy"]
+    found = train.validate(network, feed)
+    assert found == {name: entry[name] for name in ("val_accuracy", "val_correctness")}
 
 
 def test_options(tiny, tmp_path, monkeypatch):
@@ -271,16 +272,16 @@ def test_another_request_on_the_same_directory(ctx, tiny, other, monkeypatch):
 def test_an_interrupted_run_goes_on(tiny, tmp_path, monkeypatch):
     request = REQUEST | {"epochs": 2}
     whole = quiet("none", tiny, out=tmp_path / "whole", **request)
-    validate, calls = train.accuracy, []
+    validate, calls = train.validate, []
 
-    def interrupt(*arguments):
+    def interrupt(*arguments, **named):
         calls.append(0)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return validate(*arguments)
+        return validate(*arguments, **named)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(train, "accuracy", interrupt)
+        patched.setattr(train, "validate", interrupt)
         quiet("none", tiny, out=tmp_path / "part", **request)
     assert [p.name for p in (tmp_path / "part").iterdir()] == [STATE]
     with pytest.raises(InputError, match="holds a run of another"):

@@ -6,12 +6,15 @@ import math
 import pytest
 import torch
 
+from mnistattn.dataset.read import read_card
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation import train as train_module
 from mnistattn.evaluation.checkpoint import load_tensors
 from mnistattn.evaluation.recipes import RECIPES, make_recipe
+from mnistattn.evaluation.run import load_test
+from mnistattn.evaluation.score import score_samples
 from mnistattn.evaluation.step import make_optimizer, training_step
-from mnistattn.evaluation.train import PREVIOUS, STATE, accuracy, load_state, train
+from mnistattn.evaluation.train import PREVIOUS, STATE, load_state, train, validate
 from mnistattn.models.network import build
 
 FAST = make_recipe("fast", epochs=2, batch_size=16)
@@ -40,13 +43,13 @@ def interrupted(monkeypatch, after: int):
     """Let Ctrl-C come when the validation after epoch `after` + 1 starts."""
     calls = []
 
-    def validate(*arguments, **named):
+    def validating(*arguments, **named):
         calls.append(0)
         if len(calls) > after:
             raise KeyboardInterrupt
-        return accuracy(*arguments, **named)
+        return validate(*arguments, **named)
 
-    monkeypatch.setattr(train_module, "accuracy", validate)
+    monkeypatch.setattr(train_module, "validate", validating)
 
 
 # ------------------------------------------------------------------------------------ recipes
@@ -312,11 +315,11 @@ def scores(monkeypatch, values):
     """Replace validation: gives `values` in turn, and notes the weights it was shown."""
     seen, left = [], iter(values)
 
-    def validate(net, _, **named):
+    def validating(net, _, **named):
         seen.append({k: v.clone() for k, v in net.state_dict().items()})
-        return next(left)
+        return {"val_accuracy": next(left)}
 
-    monkeypatch.setattr(train_module, "accuracy", validate)
+    monkeypatch.setattr(train_module, "validate", validating)
     return seen
 
 
@@ -356,9 +359,24 @@ def test_accuracy_counts_every_right_answer(easy):
             return torch.eye(5)[torch.full((len(query),), 2)], {}
 
     feed = easy(600)  # three batches, the last not full
-    assert accuracy(Says(), feed) == (feed.answer == 2).double().mean()
+    assert validate(Says(), feed) == {"val_accuracy": (feed.answer == 2).double().mean()}
     feed.answers[:, 2] = True
-    assert accuracy(Says(), feed) == 1
+    assert validate(Says(), feed)["val_accuracy"] == 1
+
+
+@pytest.mark.parametrize("model", ["ctx", "none"])
+def test_the_correctness_of_an_epoch_is_that_of_the_scores(tiny, model):
+    card = read_card(tiny)
+    feed, masks, scale = load_test(card, torch.device("cpu"), masks=True)
+    torch.manual_seed(0)
+    net = build(model, 100, 10, 5)
+    found = validate(net, feed, batch_size=17)  # 40 images: the last batch is not full
+    samples = score_samples(net, feed, masks, scale, progress=False)
+    assert found["val_accuracy"] == samples["correct"].mean()
+    if model == "none":
+        assert "val_correctness" not in found
+    else:
+        assert found["val_correctness"] == pytest.approx(samples["correctness"].mean(), abs=1e-5)
 
 
 # ----------------------------------------------------------------------------------- learning
