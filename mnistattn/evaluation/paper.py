@@ -54,6 +54,20 @@ CORRECTNESS = {
 }
 
 
+# Printed, but cut off in the sources at hand: accuracy on these data sets of these models.
+_CUT = {variant: ("ctx", "arnn-ind-sampled", "arnn-ind", "arnn-sampled", "arnn")
+        for variant in ("mref", "mdist")}  # fmt: skip
+
+
+def unconfirmed(variant: str, model: str, measure: str) -> bool:
+    """Whether the paper prints a number (measure: accuracy, correctness, scales) that could not be
+    confirmed, and so stands nowhere here."""
+    if measure == "accuracy":
+        return model in _CUT.get(variant, ())
+    scales = SCALE_ACCURACY.get(variant, {}).get(model)
+    return measure == "scales" and scales is not None and None in scales
+
+
 def printed(variant: str, model: str, options: dict | None = None) -> dict:
     """What the paper prints: accuracy (%), scales (five %, None where unconfirmed), correctness.
 

@@ -1,9 +1,10 @@
-"""What a model looked at: a picture of its attention maps, a row for each sample.
+"""What a model looked at: pictures of its attention maps, a row for each image.
 
-Columns: the image, the true mask, the map of each layer as the model made it, and the combined map
-over the image with the true mask's outline (cyan). As in the figures of Khandelwal and Sigal (ICCV
-2019), each map is divided by its own maximum, so colours compare places within a map, not maps.
-Numpy and Pillow only.
+`attention_picture`: the image, the true mask, the map of each layer as the model made it, and the
+combined map over the image with the true mask's outline (cyan). `samples_picture`: the image, and
+several samples' combined maps over it, each with what it answered. As in the figures of Khandelwal
+and Sigal (ICCV 2019), each map is divided by its own maximum, so colours compare places within a
+map, not maps. Numpy and Pillow only.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ TILE = 112  # images are shown at the integer enlargement or reduction closest t
 GAP = 6
 HEADING = 24
 CAPTION = 24
+PAD = 12  # of a panel
 
 # Brightness rises evenly from black to pale yellow (after matplotlib's "inferno", by S. van der
 # Walt and N. Smith, CC0), so that the order of values survives a grey print and colour blindness.
@@ -85,34 +87,17 @@ def attention_picture(
     headings = ["image", "true mask", *(f"layer {i + 1}" for i in range(len(maps))), "combined"]
     blocks = 2 if count > 8 else 1
     rows = -(-count // blocks)
-    pad = 12
-    block_width = len(headings) * (width + GAP) - GAP + 2 * pad
+    block_width = len(headings) * (width + GAP) - GAP + 2 * PAD
     row_height = height + CAPTION + 8
-    block_height = pad + HEADING + rows * row_height
-    top = MARGIN + (40 if title else 0)
-    picture = Image.new(
-        "RGB",
-        (
-            2 * MARGIN + blocks * (block_width + MARGIN // 2) - MARGIN // 2,
-            top + block_height + MARGIN + 20,
-        ),
-        PAGE,
-    )
-    draw = ImageDraw.Draw(picture)
-    if title:
-        line = fitted(title, picture.width - 2 * MARGIN, font(22))
-        draw.text((MARGIN, MARGIN - 4), line, font=font(22), fill=INK)
+    block_height = PAD + HEADING + rows * row_height
+    page_width = blocks * (block_width + MARGIN // 2) - MARGIN // 2
+    picture, draw, top = _page(page_width, block_height, title)
 
     for block in range(blocks):
         left = MARGIN + block * (block_width + MARGIN // 2)
-        box = (left, top, left + block_width - 1, top + block_height - 1)
-        draw.rounded_rectangle(box, 6, fill=PANEL, outline=BORDER)
-        for column, heading in enumerate(headings):
-            middle = left + pad + column * (width + GAP) + width // 2
-            place = (middle, top + pad + HEADING // 2 - 4)
-            draw.text(place, heading, font=font(14), fill=MUTED, anchor="mm")
+        _panel(draw, (left, top), (block_width, block_height), headings, width)
         for row, index in enumerate(range(block * rows, min((block + 1) * rows, count))):
-            y = top + pad + HEADING + row * row_height
+            y = top + PAD + HEADING + row * row_height
             tiles = _tiles(
                 images[index],
                 masks[index],
@@ -121,15 +106,78 @@ def attention_picture(
                 (width, height),
             )
             for column, piece in enumerate(tiles):
-                picture.paste(piece, (left + pad + column * (width + GAP), y))
+                picture.paste(piece, (left + PAD + column * (width + GAP), y))
             _caption(
                 draw,
-                (left + pad, y + height + CAPTION // 2),
+                (left + PAD, y + height + CAPTION // 2),
                 captions[index],
                 bool(correct[index]),
-                block_width - 2 * pad,
+                block_width - 2 * PAD,
             )
-    _legend(picture, top + block_height + MARGIN // 2 + 4)
+    _legend(picture, top + block_height + MARGIN // 2 + 4, "true mask")
+    return picture
+
+
+def samples_picture(
+    images: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    maps: NDArray[np.floating],
+    captions: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    correct: Sequence[Sequence[bool]],
+    shown: int = 6,
+    title: str = "",
+) -> Image.Image:
+    """Draw n images as an RGB picture: each one's first `shown` samples, and the mean of all.
+
+    In the manner of Figure 6a of Khandelwal and Sigal (ICCV 2019). `images` (n, H, W, 3) uint8;
+    `masks` (n, H, W) bool, all digits that are right, outlined on every map; `maps` (n, K, H, W)
+    float >= 0, the combined maps of K samples; `captions` n lines, each above its row; `answers`
+    and `correct` n times K, below the maps, green with a tick or red with a cross. The mean is of
+    the maps as distributions, each divided by its sum. K = 1, of a deterministic model, has no mean
+    column. Raises ValueError if shapes, lengths or values do not fit.
+    """
+    images, masks = checked(images, masks)
+    count, side = len(images), images.shape[1:3]
+    maps = np.asarray(maps)
+    if maps.ndim != 4 or maps.shape != (count, maps.shape[1], *side) or not maps.size or shown < 1:
+        raise ValueError(f"maps must be {(count, 'K', *side)} with K and shown > 0, "
+                         f"not {maps.shape} and {shown}.")  # fmt: skip
+    samples = maps.shape[1]
+    for name, values in (("captions", captions), ("answers", answers), ("correct", correct)):
+        if len(values) != count:
+            raise ValueError(f"There are {len(values)} {name} for {count} images.")
+    if any(len(row) != samples for row in (*answers, *correct)):
+        raise ValueError(f"answers and correct must have {samples} values an image.")
+    peaked = _map("a sample", maps.reshape(-1, *side), count * samples).reshape(maps.shape)
+    total = peaked.sum((2, 3), keepdims=True)
+    mean = _map("the mean", (peaked / np.where(total > 0, total, 1)).mean(1), count)
+
+    shown = min(shown, samples)
+    headings = ["image", *(f"sample {k + 1}" for k in range(shown)), f"mean of {samples}"]
+    if samples == 1:
+        headings = ["image", "attention"]
+    width, height = _tile_size(side[1], side[0])
+    block_width = max(len(headings), 4) * (width + GAP) - GAP + 2 * PAD  # 4: the legend's width
+    row_height = 2 * CAPTION + height + 8
+    block_height = PAD + HEADING + count * row_height
+    picture, draw, top = _page(block_width, block_height, title)
+    _panel(draw, (MARGIN, top), (block_width, block_height), headings, width)
+    for i in range(count):
+        y = top + PAD + HEADING + i * row_height
+        line = fitted(captions[i], block_width - 2 * PAD, font(14))
+        draw.text((MARGIN + PAD, y + CAPTION // 2), line, font=font(14), fill=INK, anchor="lm")
+        places = [(MARGIN + PAD + c * (width + GAP), y + CAPTION) for c in range(len(headings))]
+        picture.paste(tile(images[i], (width, height), _resample(side[1], width)), places[0])
+        for values, (x, y) in zip([*peaked[i, :shown], mean[i]], places[1:], strict=False):
+            picture.paste(_over(images[i], masks[i], values, (width, height)), (x, y))
+        y += height + CAPTION // 2
+        for k in range(shown):
+            _caption(draw, (places[1 + k][0], y), answers[i][k], bool(correct[i][k]), width)
+        if samples > 1:
+            line = fitted(f"{sum(map(bool, correct[i]))} of {samples} right", width, font(14))
+            draw.text((places[-1][0], y), line, font=font(14), fill=MUTED, anchor="lm")
+    _legend(picture, top + block_height + MARGIN // 2 + 4, "right digits")
     return picture
 
 
@@ -138,6 +186,33 @@ def heat(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     places = np.linspace(0, 1, len(_ANCHORS))
     channels = [np.interp(values, places, _ANCHORS[:, c]) for c in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def _page(width: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """A page for panels of this size in all, with its title, and where the panels begin."""
+    top = MARGIN + (40 if title else 0)
+    picture = Image.new("RGB", (2 * MARGIN + width, top + height + MARGIN + 20), PAGE)
+    draw = ImageDraw.Draw(picture)
+    if title:
+        draw.text((MARGIN, MARGIN - 4), fitted(title, width, font(22)), font=font(22), fill=INK)
+    return picture, draw, top
+
+
+def _panel(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    size: tuple[int, int],
+    headings: Sequence[str],
+    width: int,
+) -> None:
+    """A panel with a heading above each column of tiles of this width."""
+    left, top = place
+    box = (left, top, left + size[0] - 1, top + size[1] - 1)
+    draw.rounded_rectangle(box, 6, fill=PANEL, outline=BORDER)
+    for column, heading in enumerate(headings):
+        middle = left + PAD + column * (width + GAP) + width // 2
+        at = (middle, top + PAD + HEADING // 2 - 4)
+        draw.text(at, heading, font=font(14), fill=MUTED, anchor="mm")
 
 
 def _map(name: str, values: NDArray[np.floating], count: int) -> NDArray[np.float64]:
@@ -165,20 +240,33 @@ def _tiles(
     product: NDArray[np.float64],
     size: tuple[int, int],
 ) -> list[Image.Image]:
-    smaller = size[0] < image.shape[1]
-    # A box filter averages when shrinking; when enlarging, square pixels are what the model saw.
-    resample = Image.Resampling.BOX if smaller else Image.Resampling.NEAREST
+    resample = _resample(image.shape[1], size[0])
     white = np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 235
-    # The weight's square root keeps faint attention visible on the grey image.
-    weight = 0.9 * np.sqrt(product)[..., None]
-    over = (1 - weight) * grey(image, 0.55) + weight * heat(product)
-    overlay = tile(over.astype(np.uint8), size, resample)
     return [
         tile(image, size, resample),
         tile(white, size, resample),
         *(tile(heat(values), size) for values in maps),
-        outlined(overlay, mask, TRUTH, thickness=1, opacity=0.6),  # the heat shines through
+        _over(image, mask, product, size),
     ]
+
+
+def _over(
+    image: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+    values: NDArray[np.float64],
+    size: tuple[int, int],
+) -> Image.Image:
+    """A map in [0, 1] over the grey image, with the mask's outline."""
+    # The weight's square root keeps faint attention visible on the grey image.
+    weight = 0.9 * np.sqrt(values)[..., None]
+    over = (1 - weight) * grey(image, 0.55) + weight * heat(values)
+    overlay = tile(over.astype(np.uint8), size, _resample(image.shape[1], size[0]))
+    return outlined(overlay, mask, TRUTH, thickness=1, opacity=0.6)  # the heat shines through
+
+
+def _resample(width: int, shown: int) -> Image.Resampling:
+    # A box filter averages when shrinking; when enlarging, square pixels are what the model saw.
+    return Image.Resampling.BOX if shown < width else Image.Resampling.NEAREST
 
 
 def _caption(
@@ -196,12 +284,12 @@ def _caption(
     draw.text((x + 18, y), line, font=font(14), fill=colour, anchor="lm")
 
 
-def _legend(picture: Image.Image, y: int) -> None:
+def _legend(picture: Image.Image, y: int, outline: str) -> None:
     draw = ImageDraw.Draw(picture)
     bar = tile(heat(np.linspace(0, 1, 120)[None]), (120, 12))
     small = font(13)
     x = MARGIN
-    for piece in ("0", bar, "each map's own maximum", "outline", "true mask"):
+    for piece in ("0", bar, "each map's own maximum", "outline", outline):
         if isinstance(piece, Image.Image):
             picture.paste(piece, (x, y - 6))
             x += piece.width + 8

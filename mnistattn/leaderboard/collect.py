@@ -30,7 +30,8 @@ from mnistattn.generators.variants import VARIANTS
 
 DATASET = "dataset.json"
 GALLERY = "gallery.h5"
-NOT_RESULTS = {DATASET, "curve.json"}
+COMPANIONS = ("curve", "coverage")
+NOT_RESULTS = {DATASET, *(f"{kind}.json" for kind in COMPANIONS)}
 PUBLIC_DIGITS = ("mnist", "strokes")
 PUBLIC_BACKGROUNDS = ("black", "patches", "gaussian", "textures")
 TRUTH = ("query", "answer", "scale")
@@ -206,9 +207,19 @@ def add(run: str | Path, folder: str | Path, photos: bool = False) -> Path:
             source = submission.file.with_name(content["samples"]["file"])
             shutil.copyfile(source, home / f"{name}.h5")
             _write(home / f"{name}.json", _renamed(content, name))
+        for kind in COMPANIONS:
+            if (source := companion(submission.file, kind)).exists():
+                shutil.copyfile(source, companion(target, kind))
     except OSError as error:
         raise MnistattnError(f"cannot write {target}: {error.strerror or error}.") from error
     return target
+
+
+def companion(file: Path, kind: str) -> Path:
+    """A file that lies beside a result, and is not part of it: "curve" (the history) or "coverage",
+    by the name that it has in a run directory or on a board."""
+    name = f"{kind}.json" if file.name == "result.json" else f"{file.stem}.{kind}.json"
+    return file.with_name(name)
 
 
 def _renamed(raw: dict, stem: str) -> dict:
@@ -225,7 +236,8 @@ def _json_files(folder: Path) -> Iterable[Path]:
     if folder.is_file():
         return [folder]
     return (f for f in folder.rglob("*.json")
-            if f.name not in NOT_RESULTS and not f.name.startswith("."))  # fmt: skip
+            if f.name not in NOT_RESULTS and not f.name.startswith(".")
+            and not f.name.endswith(tuple(f".{kind}.json" for kind in COMPANIONS)))  # fmt: skip
 
 
 def _read(file: Path) -> Submission | None:

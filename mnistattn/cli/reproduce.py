@@ -1,0 +1,128 @@
+"""`mnistattn reproduce`: the paper's tables, each number beside ours."""
+
+from pathlib import Path
+
+import click
+
+from mnistattn.cli import say
+from mnistattn.cli.sweep import parse_seeds
+from mnistattn.errors import InputError, MnistattnError
+from mnistattn.generators.variants import COUNTS
+
+
+@click.command(
+    "reproduce", epilog="Example: mnistattn reproduce table1 --quick --seeds 0",
+)  # fmt: skip
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE...")
+@click.option("--dry-run", is_flag=True, help="Say how long it will take; make nothing.")
+@click.option("--quick", is_flag=True,
+              help="Two short epochs, on data sets where they keep the models' order.")  # fmt: skip
+@click.option("--report-only", is_flag=True, help="The tables from what is there; train nothing.")
+@click.option("--seeds", default="0-2", show_default=True, metavar="0-2|0,3,7",
+              help="Of weights and order.")  # fmt: skip
+@click.option("--recipe", default=None, metavar="fast|paper",
+              help="fast: AdamW, one cycle; paper: PAN's RMSprop, to 300 epochs.  [default: fast]"
+)  # fmt: skip
+@click.option("--epochs", type=int, default=None, help="Instead of the recipe's.")
+@click.option("--batch-size", type=int, default=None, help="Instead of the recipe's.")
+@click.option("--lr", type=float, default=None, help="Instead of the recipe's.")
+@click.option("--data", default="data/reproduce", show_default=True, metavar="DIR",
+              help="Where the data sets are, or are made.")  # fmt: skip
+@click.option("--out", default="runs/reproduce", show_default=True, metavar="DIR",
+              help="Where runs, reproduction.md and curves go.")  # fmt: skip
+@click.option("--results", multiple=True, metavar="DIR",
+              help="More results for the tables. Repeatable.")  # fmt: skip
+@click.option("--digits", default="auto", show_default=True, metavar="auto|mnist|strokes",
+              help="As of generate; likewise the next two.")  # fmt: skip
+@click.option("--backgrounds", default="textures", show_default=True,
+              metavar="textures|sun397|DIR", help="The paper has photos of SUN.")  # fmt: skip
+@click.option("--data-root", default="data", show_default=True, help="Where MNIST/raw lies.")
+@click.option("--train", type=int, default=COUNTS["train"], show_default=True,
+              help="Images of each data set that is made; likewise the next two.")  # fmt: skip
+@click.option("--val", type=int, default=COUNTS["val"], show_default=True, help="Images.")
+@click.option("--test", type=int, default=COUNTS["test"], show_default=True, help="Images.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
+              help="As of sweep; likewise all below.")  # fmt: skip
+@click.option("--per-gpu", type=int, default=1, show_default=True, help="Runs that share a GPU.")
+@click.option("--engine", default="local", show_default=True, metavar="local|dask",
+              help="Where runs run: processes of this machine, or Dask.")  # fmt: skip
+@click.option("--scheduler", default=None, metavar="tcp://HOST:PORT",
+              help="A Dask scheduler that runs already.")  # fmt: skip
+@click.option("--workers", type=int, default=None,
+              help="Processes, which share the cores.  [default: one a core]")  # fmt: skip
+def command(
+    tables, dry_run, quick, report_only, seeds, recipe, data, out, results, device, train, val,
+    test, digits, backgrounds, data_root, epochs, batch_size, lr, **engine,
+) -> None:  # fmt: skip
+    """Make the paper's data sets, train its models, and print its tables with ours beside them.
+
+    TABLE is table1, table2, table3, inverse, multi (the paper's), readings (of the training set),
+    or all. What is there is kept: an interrupted command goes on when it is given again. The
+    tables are written to OUT/reproduction.md, with learning curves if matplotlib is there.
+    """
+    from mnistattn.reproduction.plan import Request, expect, in_words, make_data, run
+    from mnistattn.reproduction.tables import chosen
+
+    if quick and recipe not in (None, "fast"):
+        raise InputError("--quick has a recipe of its own, of the fast kind: leave --recipe out.")
+    if dry_run and report_only:
+        raise InputError("--dry-run and --report-only each leave out the work: give one of them.")
+    request = Request(
+        chosen(tables), Path(data), Path(out), parse_seeds(seeds), recipe or "fast",
+        {"epochs": epochs, "batch_size": batch_size, "lr": lr}, quick, (train, val, test),
+        {"digits": digits, "backgrounds": backgrounds, "data_root": data_root},
+    )  # fmt: skip
+    if dry_run:
+        stops = any(request.recipe_of(row).patience for row in request.rows())
+        click.echo(in_words(expect(request, device), stops))
+        return
+    failure = None
+    if not report_only:
+        make_data(request, say, progress=True)
+        say(in_words(expect(request, device), False))
+        try:
+            run(request, device=device, say=say, **engine)
+        except MnistattnError as error:  # some runs failed: show the others
+            if not list(Path(out).rglob("result.json")):
+                raise
+            failure = error
+    _report(request, results)
+    if failure:
+        raise failure
+
+
+def _report(request, results) -> None:
+    from mnistattn.leaderboard.collect import collect
+    from mnistattn.reproduction.report import report, rows_of
+    from mnistattn.reproduction.tables import DATA
+
+    folders = [request.out, *map(Path, results)]
+    submissions, problems = collect([f for f in folders if f.exists()])
+    for line in problems:
+        say(f"left out: {line}")
+    if not submissions:
+        raise InputError("there are no results yet: leave --report-only out, or give --results.")
+    tables = request.shown()
+    text = report(tables, submissions)
+    rows, files = rows_of(submissions), {"reproduction.md": text.encode()}
+    try:
+        from mnistattn.reproduction.curves import curves
+
+        for name in dict.fromkeys(n for table in tables for n in table.data):
+            drawn = curves(f"{name}, {DATA[name].words}", rows[name])
+            if drawn:
+                files[f"curves-{name}.png"] = drawn
+                text += f"\n![Learning curves on {name}](curves-{name}.png)\n"
+        files["reproduction.md"] = text.encode()
+    except ImportError:
+        say("no learning curves: pip install 'mnistattn[board]'")
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            partial = request.out / f".{name}.partial"
+            partial.write_bytes(content)
+            partial.replace(request.out / name)
+    except OSError as error:
+        raise MnistattnError(f"cannot write {request.out}: {error.strerror or error}.") from error
+    click.echo(text)
+    say(f"written: {', '.join(str(request.out / name) for name in files)}")
