@@ -3,8 +3,8 @@
     python docs/tables.py
 
 Reads the results in docs/results/runs (each the result.json of a run, some of an older schema, as
-the runs on photos that no board takes) and replaces what stands between the markers <!-- NAME -->
-and <!-- /NAME -->, so that no number is copied by hand.
+the runs on photos that no board takes), docs/results/reproduction and leaderboard, and replaces what
+stands between the markers <!-- NAME --> and <!-- /NAME -->, so that no number is copied by hand.
 """
 
 import json
@@ -12,7 +12,11 @@ import re
 from pathlib import Path
 
 from mnistattn.evaluation.paper import printed
+from mnistattn.leaderboard.collect import collect
 from mnistattn.models.registry import MODELS, find
+from mnistattn.reproduction.curves import curves
+from mnistattn.reproduction.report import report, rows_of
+from mnistattn.reproduction.tables import DATA, chosen
 
 HERE = Path(__file__).parent
 
@@ -35,6 +39,20 @@ def main() -> None:
         replace(HERE / "measurements.md", name, steps(result))
     result = json.loads((HERE / "results" / "recurrence.json").read_text())
     replace(HERE / "measurements.md", "recurrence", recurrence(result))
+    replace(HERE / "reproduction.md", "tables", reproduction())
+
+
+def reproduction() -> str:
+    """The paper's tables with ours beside them, and learning curves, which are drawn anew."""
+    found, problems = collect([HERE.parent / "leaderboard", HERE / "results" / "reproduction"])
+    assert not problems, problems
+    text = report(chosen(["all"]), found)
+    for name, rows in rows_of(found).items():
+        drawn = curves(f"{name}, {DATA[name].words}", rows)
+        if drawn:
+            (HERE / f"curves-{name}.png").write_bytes(drawn)
+            text += f"\n![Learning curves on {name}](curves-{name}.png)\n"
+    return text
 
 
 def accuracy_table(runs: list[dict]) -> str:

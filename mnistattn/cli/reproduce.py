@@ -60,7 +60,16 @@ def command(
     or all. What is there is kept: an interrupted command goes on when it is given again. The
     tables are written to OUT/reproduction.md, with learning curves if matplotlib is there.
     """
-    from mnistattn.reproduction.plan import Request, expect, in_words, make_data, run
+    from mnistattn.evaluation.sweep import SweepError
+    from mnistattn.reproduction.plan import (
+        Request,
+        cells,
+        check,
+        expect,
+        in_words,
+        make_data,
+        run,
+    )
     from mnistattn.reproduction.tables import chosen
 
     if quick and recipe not in (None, "fast"):
@@ -72,18 +81,22 @@ def command(
         {"epochs": epochs, "batch_size": batch_size, "lr": lr}, quick, (train, val, test),
         {"digits": digits, "backgrounds": backgrounds, "data_root": data_root},
     )  # fmt: skip
+    stops = any(request.recipe_of(row).patience for row in request.rows())
+    if not report_only:
+        check(request, device, **engine)
     if dry_run:
-        stops = any(request.recipe_of(row).patience for row in request.rows())
         click.echo(in_words(expect(request, device), stops))
         return
     failure = None
     if not report_only:
         make_data(request, say, progress=True)
-        say(in_words(expect(request, device), False))
+        todo = cells(request)
+        if any(cell.state != "done" for cell in todo):
+            say(in_words(expect(request, device, todo), stops))
         try:
-            run(request, device=device, say=say, **engine)
-        except MnistattnError as error:  # some runs failed: show the others
-            if not list(Path(out).rglob("result.json")):
+            run(todo, device=device, say=say, **engine)
+        except SweepError as error:  # some runs failed: show the others
+            if not any(error.results):
                 raise
             failure = error
     _report(request, results)
@@ -92,19 +105,23 @@ def command(
 
 
 def _report(request, results) -> None:
+    """Print the tables, and write them, with all others that there are results for."""
     from mnistattn.leaderboard.collect import collect
     from mnistattn.reproduction.report import report, rows_of
-    from mnistattn.reproduction.tables import DATA
+    from mnistattn.reproduction.tables import DATA, TABLES
 
-    folders = [request.out, *map(Path, results)]
-    submissions, problems = collect([f for f in folders if f.exists()])
+    folders = [request.out] * any(request.out.rglob("result.json")) + [*map(Path, results)]
+    submissions, problems = collect(folders)
     for line in problems:
         say(f"left out: {line}")
     if not submissions:
         raise InputError("there are no results yet: leave --report-only out, or give --results.")
-    tables = request.shown()
-    text = report(tables, submissions)
-    rows, files = rows_of(submissions), {"reproduction.md": text.encode()}
+    rows = rows_of(submissions)
+    asked = request.shown()
+    names = {table.name for table in asked}
+    more = [t for t in TABLES.values() if t.name not in names and any(rows[n] for n in t.data)]
+    tables = [*asked, *more]
+    text, files = report(tables, submissions), dict[str, bytes]()
     try:
         from mnistattn.reproduction.curves import curves
 
@@ -113,9 +130,9 @@ def _report(request, results) -> None:
             if drawn:
                 files[f"curves-{name}.png"] = drawn
                 text += f"\n![Learning curves on {name}](curves-{name}.png)\n"
-        files["reproduction.md"] = text.encode()
     except ImportError:
         say("no learning curves: pip install 'mnistattn[board]'")
+    files["reproduction.md"] = text.encode()
     try:
         request.out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -124,5 +141,5 @@ def _report(request, results) -> None:
             partial.replace(request.out / name)
     except OSError as error:
         raise MnistattnError(f"cannot write {request.out}: {error.strerror or error}.") from error
-    click.echo(text)
+    click.echo(report(asked, submissions))
     say(f"written: {', '.join(str(request.out / name) for name in files)}")

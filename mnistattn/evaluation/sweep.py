@@ -26,6 +26,7 @@ from typing import Any
 from mnistattn import engines
 from mnistattn.dataset.lock import only_writer
 from mnistattn.errors import InputError, MnistattnError
+from mnistattn.generators.variants import choose
 
 SPLITS = ("train", "val", "test")
 
@@ -160,7 +161,7 @@ def sweep(
     Raises InputError before any run starts if one cannot be met; SweepError if some failed, when
     all others are done. Ctrl-C ends the workers; the same call goes on with what is left.
     """
-    _check(device, engine, workers, scheduler, per_gpu)
+    check_engine(device, engine, workers, scheduler, per_gpu)
     cells = plan(models, data, seeds, recipe=recipe, epochs=epochs, batch_size=batch_size, lr=lr,
                  queries=queries, out=out)  # fmt: skip
     return run_cells(cells, device=device, engine=engine, workers=workers, scheduler=scheduler,
@@ -174,7 +175,7 @@ def run_cells(
 ) -> list[dict]:  # fmt: skip
     """Do what is left of some plans' cells, in their order; the results, and errors, of `sweep`.
     Names must differ."""
-    gpus = _check(device, engine, workers, scheduler, per_gpu)
+    gpus = check_engine(device, engine, workers, scheduler, per_gpu)
     cores = _cores()
     todo = [cell for cell in cells if cell.result is None]
     results = {cell.name: cell.result for cell in cells}
@@ -312,12 +313,18 @@ def summary(results: Iterable[dict]) -> str:
     )
 
 
-def _check(device: str, engine: str, workers, scheduler, per_gpu: int) -> tuple[str, ...]:
+def check_engine(
+    device: str = "auto", engine: str = "local", workers: int | None = None,
+    scheduler: str | None = None, per_gpu: int = 1,
+) -> tuple[str, ...]:  # fmt: skip
     """The GPUs to be used; InputError for a request that no engine can meet."""
+    choose("engine", engine, engines.ENGINES)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("a sweep starts its processes itself: call it without torchrun.")
     if workers is not None and scheduler:
         raise InputError(f"the cluster at {scheduler} has its own workers: leave --workers out.")
+    if scheduler is not None and engine != "dask":
+        raise InputError(f"--scheduler {scheduler} is Dask's: give --engine dask with it.")
     if workers is not None and workers < (0 if engine == "local" else 1):
         raise InputError(f"{workers} workers are impossible: give 1 or more.")
     if per_gpu < 1:

@@ -9,21 +9,22 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from mnistattn.leaderboard.build import recipe_words
 from mnistattn.leaderboard.collect import companion
 from mnistattn.models.registry import MODELS
-from mnistattn.reproduction.report import Row, label
+from mnistattn.reproduction.report import Row, label, made_of
 
 MEASURES = {"val_accuracy": ("accuracy, %", 100), "val_correctness": ("correctness", 1)}
 # Of Okabe and Ito (2008): told apart by colour-blind people, too; dashes differ where colours end.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+COLOURS = ("#8c6d31", "#e69f00", "#56b4e9", "#0072b2", "#d55e00", "#cc79a7", "#009e73", "#882255",
+           "#332288")  # fmt: skip
 DASHES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
 def curves(title: str, rows: Sequence[Row]) -> bytes | None:
     """A PNG of four panels, a line a run, a colour a model and recipe; None if no run has a
     history."""
-    found = [(row, history) for row in rows for history in _histories(row)]
+    trained = [name for name, model in MODELS.items() if model.kind == "model"]
+    found = [(row, history) for row in rows if row.model in trained for history in _histories(row)]
     if not found:
         return None
     import matplotlib
@@ -35,17 +36,22 @@ def curves(title: str, rows: Sequence[Row]) -> bytes | None:
         matplotlib.rcdefaults()
         figure = Figure(figsize=(10, 6.4), dpi=100, layout="constrained")
         axes = figure.subplots(2, 2, squeeze=False)
-        found.sort(key=lambda pair: list(MODELS).index(pair[0].model))
-        names = list(dict.fromkeys(_name(row) for row, _ in found))
+        found.sort(key=lambda pair: trained.index(pair[0].model))
+        names: dict[str, dict[str, Any]] = {}
+        count = dict.fromkeys(trained, 0)
+        for row, _ in found:  # a model has its colour in all charts, each of its recipes its dashes
+            if _name(row) not in names:
+                k = trained.index(row.model)
+                dashes = DASHES[count[row.model] % len(DASHES)]
+                names[_name(row)] = {"color": COLOURS[k % len(COLOURS)], "linestyle": dashes}
+                count[row.model] += 1
         for panels, (measure, (words, factor)) in zip(axes, MEASURES.items(), strict=True):
             for panel, against in zip(panels, ("epochs", "minutes"), strict=True):
                 for row, history in found:
-                    k = names.index(_name(row))
                     points = _points(history, measure, against)
                     panel.plot(
                         [x for x, _ in points], [factor * y for _, y in points],
-                        color=COLOURS[k % len(COLOURS)], linewidth=1.6, marker="o", markersize=3,
-                        linestyle=DASHES[k // len(COLOURS) % len(DASHES)],
+                        linewidth=1.6, marker="o", markersize=3, **names[_name(row)],
                     )  # fmt: skip
                 panel.set_xlabel(f"{against} of training")
                 panel.set_ylabel(words)
@@ -54,12 +60,8 @@ def curves(title: str, rows: Sequence[Row]) -> bytes | None:
                 panel.set_xlim(left=0)
                 if against == "epochs":
                     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        lines = [
-            Line2D([], [], color=COLOURS[k % len(COLOURS)], linewidth=2,
-                                    linestyle=DASHES[k // len(COLOURS) % len(DASHES)])
-            for k in range(len(names))
-        ]  # fmt: skip
-        figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False)
+        lines = [Line2D([], [], linewidth=2, **look) for look in names.values()]
+        figure.legend(lines, list(names), loc="outside lower center", ncols=1, frameon=False)
         figure.suptitle(f"{title}: the validation split", x=0.01, ha="left", weight="bold")
         file = io.BytesIO()
         figure.savefig(file, format="png", metadata={"Software": None})
@@ -67,7 +69,7 @@ def curves(title: str, rows: Sequence[Row]) -> bytes | None:
 
 
 def _name(row: Row) -> str:
-    return f"{label(row.model, row.options)} ({recipe_words(row.first['recipe'])})"
+    return f"{label(row.model, row.options)} ({made_of(row.first)})"
 
 
 def _histories(row: Row) -> list[list[dict[str, Any]]]:

@@ -20,8 +20,10 @@ from mnistattn.evaluation.feed import Feed
 from mnistattn.evaluation.recipes import Recipe, make_recipe
 from mnistattn.evaluation.run import choose_device
 from mnistattn.evaluation.step import WARM_UPS, make_optimizer, make_steps
-from mnistattn.evaluation.sweep import Cell, plan, run_cells
-from mnistattn.generators.variants import COUNTS, VARIANTS
+from mnistattn.evaluation.sweep import Cell, SweepError, check_engine, plan, run_cells
+from mnistattn.generators.backgrounds import SOURCES as BACKGROUNDS
+from mnistattn.generators.digits import SOURCES as DIGITS
+from mnistattn.generators.variants import COUNTS, VARIANTS, choose, closest
 from mnistattn.models.network import build
 from mnistattn.models.registry import choose_options, find
 from mnistattn.reproduction.tables import DATA, OBJECTS, QUICK, Data, Table
@@ -44,6 +46,10 @@ class Request:
     quick: bool = False
     counts: tuple[int, int, int] = (COUNTS["train"], COUNTS["val"], COUNTS["test"])
     sources: dict[str, Any] | None = None
+
+    def home(self, name: str) -> Path:
+        """Where the runs on a data set go; those of a quick look have another recipe."""
+        return self.out / "quick" / name if self.quick else self.out / name
 
     def shown(self) -> list[Table]:
         """The tables, of a quick look their part of it."""
@@ -87,6 +93,27 @@ class Expected:
     seconds: float
 
 
+def check(request: Request, device: str = "auto", **engine: Any) -> None:
+    """InputError for a request that cannot be met, before anything is made."""
+    check_engine(device, **engine)
+    for name, n in zip(("train", "val", "test"), request.counts, strict=True):
+        if n < 2:
+            raise InputError(f"{n} images in {name} are too few: give 2 or more.")
+    if len(set(request.seeds)) < len(request.seeds) or not request.seeds:
+        raise InputError("a seed is asked for twice, or none is: give each once.")
+    sources = request.sources or {}
+    choose("digit source", sources.get("digits", "auto"), DIGITS)
+    under = _under(request)
+    if under not in BACKGROUNDS and not Path(under).is_dir():
+        raise InputError(f"backgrounds '{sources['backgrounds']}' is neither a folder nor one of "
+                         f"{', '.join(BACKGROUNDS)}.{closest(sources['backgrounds'], BACKGROUNDS)}"
+        )  # fmt: skip
+    for row in request.rows():
+        request.recipe_of(row)
+        if (request.data / row.name).exists():
+            _check(request, row, request.data / row.name)
+
+
 def make_data(request: Request, say: Callable[[str], None], progress: bool) -> None:
     """Generate the data sets that are missing. InputError if one that is there is another."""
     for name in request.experiments():
@@ -94,7 +121,6 @@ def make_data(request: Request, say: Callable[[str], None], progress: bool) -> N
         if path.exists():
             _check(request, row, path)
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
         train, val, test = request.counts
         generate(row.variant, path, train=row.train_images(train), val=val, test=test,
                  say=say, progress=progress, **row.options, **(request.sources or {}))  # fmt: skip
@@ -113,47 +139,59 @@ def _check(request: Request, row: Data, path: Path) -> None:
     wanted = (request.sources or {}).get("digits", "auto")
     if wanted != "auto" and card.raw["sources"]["digits"]["source"] != wanted:
         raise InputError(f"{path} has other digits than '{wanted}': give another --data.")
-    under = (request.sources or {}).get("backgrounds", "textures")
-    textures = card.raw["sources"]["backgrounds"]["source"] == "textures"
-    if row.variant.startswith("mbg") and (under == "textures") != textures:
-        raise InputError(f"{path} has other backgrounds than '{under}': give another --data, or "
-                         "the --backgrounds that it was made with.")  # fmt: skip
+    there = card.raw["sources"]["backgrounds"]
+    if VARIANTS[row.variant].background == "photo" and _under(request) != (
+        str(Path(there["path"]).absolute()) if there["source"] == "folder" else there["source"]
+    ):
+        raise InputError(f"{path} has other backgrounds than '{_under(request)}': give another "
+                         "--data, or the --backgrounds that it was made with.")  # fmt: skip
 
 
-def cells(request: Request) -> list[Cell]:
-    """All runs, by seed, so that each model has a result early; the data sets must be there."""
+def _under(request: Request) -> str:
+    """The backgrounds that are asked for: a name, or a folder from the root on."""
+    name = str((request.sources or {}).get("backgrounds", "textures"))
+    return name if name in BACKGROUNDS else str(Path(name).absolute())
+
+
+def cells(request: Request, names: Sequence[str] | None = None) -> list[Cell]:
+    """All runs (on the data sets of these names), by seed, so that each model has a result early;
+    the data sets must be there."""
     found: list[Cell] = []
     for name, models in request.experiments().items():
+        if names is not None and name not in names:
+            continue
+        _check(request, DATA[name], request.data / name)
         found += [
             replace(cell, name=f"{name}/{cell.name}")
             for cell in plan(models, [request.data / name], request.seeds,
-                             out=request.out / name, **request.training(DATA[name]))
+                             out=request.home(name), **request.training(DATA[name]))
         ]  # fmt: skip
     return sorted(found, key=lambda cell: cell.seed)
 
 
-def expect(request: Request, device: str) -> list[Expected]:
+def expect(request: Request, device: str, todo: Sequence[Cell] | None = None) -> list[Expected]:
     """What is left of each model on each data set, and how long one run takes by steps that are
-    timed here and now, on all cores or one GPU. Where a data set is missing, all runs are left."""
+    timed here and now, on all cores or one GPU. todo: `cells(request)`; without them, all runs on a
+    data set that is missing are left."""
     place, found = choose_device(device), []
     times: dict[tuple, float] = {}
+    if todo is None:
+        there = [name for name in request.experiments() if (request.data / name).exists()]
+        todo = cells(request, there)
     for name, models in request.experiments().items():
         row, recipe = DATA[name], request.recipe_of(DATA[name])
-        there = []
-        if (request.data / name).exists():
-            _check(request, row, request.data / name)
-            there = plan(models, [request.data / name], request.seeds, out=request.out / name,
-                         **request.training(row))  # fmt: skip
         visits = row.train_images(request.counts[0]) * (OBJECTS if recipe.queries == "all" else 1)
         for model, options in models:
-            done = sum(c.state == "done" for c in there if (c.model, c.options) == (model, options))
-            size = VARIANTS[row.variant].size
+            done = sum(
+                cell.state == "done" for cell in todo
+                if (cell.data.name, cell.model, cell.options) == (name, model, options)
+            )  # fmt: skip
+            left, size = len(request.seeds) - done, VARIANTS[row.variant].size
             key = (model, str(options), size, recipe.batch_size, recipe.optimizer)
-            if key not in times:
+            if left and key not in times:
                 times[key] = step_seconds(model, options, size, recipe, place)
             steps = recipe.epochs * math.ceil(visits / recipe.batch_size)
-            left = len(request.seeds) - done
-            found.append(Expected(name, model, options, left, steps * times[key]))
+            found.append(Expected(name, model, options, left, steps * times.get(key, 0.0)))
     return found
 
 
@@ -186,18 +224,23 @@ def step_seconds(
 
 
 def run(
-    request: Request, *, device: str = "auto", say: Callable[[str], None] = print,
-    progress: bool = True, **engine: Any,
+    todo: Sequence[Cell], *, device: str = "auto",
+    say: Callable[[str], None] = print, progress: bool = True, **engine: Any,
 ) -> list[dict]:  # fmt: skip
-    """Make what is missing: data sets, runs on an engine (`sweep`'s options), and what samples of
-    the attention cover on mbg-multi; the results. Raises as `generate` and `sweep` do; what is
-    there is kept."""
-    make_data(request, say, progress)
-    todo = cells(request)
-    results = run_cells(todo, device=device, say=say, progress=progress, **engine)
+    """Do the runs of `cells(request)` on an engine (`sweep`'s options), and count what samples of
+    the attention cover on mbg-multi; the results. Raises as `sweep` does, when all else is done;
+    what is there is kept."""
+    failure = None
+    try:
+        results = run_cells(todo, device=device, say=say, progress=progress, **engine)
+    except SweepError as error:
+        failure, results = error, [result for result in error.results if result]
+    done = {result["run"] for result in results}
     for cell in todo:
-        if cell.data.name == MULTI:
+        if cell.data.name == MULTI and str(cell.run) in done:
             coverage_of_run(cell.run, cell.data, device=device, progress=progress)
+    if failure:
+        raise failure
     return results
 
 
@@ -224,4 +267,4 @@ def duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min" if seconds >= 60 else f"{seconds:.0f} s"
+    return f"{minutes} min" if round(seconds) >= 60 else f"{seconds:.0f} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections import defaultdict
@@ -12,6 +13,7 @@ from typing import Any
 from mnistattn.evaluation.metrics import SCALE_EDGES
 from mnistattn.evaluation.paper import printed, unconfirmed
 from mnistattn.evaluation.recipes import RECIPES
+from mnistattn.generators.variants import COUNTS
 from mnistattn.leaderboard.board import Entry, Estimate, Group
 from mnistattn.leaderboard.build import build, by_name, recipe_words, title
 from mnistattn.leaderboard.collect import Submission, companion
@@ -19,6 +21,7 @@ from mnistattn.models.registry import MODELS
 from mnistattn.reproduction.plan import duration
 from mnistattn.reproduction.tables import DATA, Data, Table
 
+ROUNDING = 1e-9  # of a mean that equals a printed number
 UNCONFIRMED = "?"  # printed in the paper, but not legible in the sources at hand
 CHANGEABLE = {"epochs": "--epochs", "batch_size": "--batch-size", "lr": "--lr",
               "queries": "--queries"}  # fmt: skip
@@ -42,8 +45,8 @@ class Row:
 
 
 def rows_of(submissions: Iterable[Submission]) -> dict[str, list[Row]]:
-    """Rows by the data set (of `tables.DATA`) that they are on. Results on no such data set, or of
-    weights that were trained on another one, are none."""
+    """Rows of the package's models by the data set (of `tables.DATA`) that they are on. Results on
+    no such data set, or of weights that were trained on another one, are none."""
     groups: dict[str, list[Submission]] = defaultdict(list)
     for s in submissions:
         groups[s.group].append(s)
@@ -54,7 +57,7 @@ def rows_of(submissions: Iterable[Submission]) -> dict[str, list[Row]]:
             continue
         (group,) = build(members).groups
         runs = by_name(members)
-        for entry in group.entries:
+        for entry in (e for e in group.entries if e.kind == "model"):
             result = runs[entry.name][0].result
             found[name].append(
                 Row(result["model"], result["changed_options"], entry, tuple(runs[entry.name]),
@@ -108,6 +111,18 @@ def section(table: Table, data: Data, rows: Sequence[Row]) -> Iterator[str]:
         yield "\n".join(["```", *commands(data, done), "```"])
 
 
+def beside(data: Data, model: str, options: dict) -> dict:
+    """What the paper prints of a model on a data set, see paper.printed."""
+    return printed(data.beside, model, MODELS[model].defaults() | options)
+
+
+def is_papers_kind(result: dict) -> bool:
+    """Whether a result's images are of the paper's kind: MNIST, and photos where it has some."""
+    sources = result["dataset"]["sources"]
+    textures = sources["backgrounds"]["source"] == "textures"
+    return sources["digits"]["source"] == "mnist" and not textures
+
+
 def _identity(model: str, options: dict) -> tuple[str, dict]:
     """A model and its changed options as results name them."""
     defaults = MODELS[model].defaults()
@@ -119,7 +134,7 @@ def _models(data: Data, mine) -> list[list[str]]:
               "difference", "correctness (95 % interval)", "paper", "difference", "train",
               "on"]]  # fmt: skip
     for name, options, found in mine:
-        paper = printed(data.beside, name, options)
+        paper = beside(data, name, options)
         accuracy = _paper(paper["accuracy"], data.beside, name, "accuracy", 2)
         correctness = _paper(paper["correctness"], data.beside, name, "correctness", 2)
         if not found:
@@ -127,13 +142,14 @@ def _models(data: Data, mine) -> list[list[str]]:
                           correctness, "-", "-", "-"])  # fmt: skip
         for row in found:
             e, raw = row.entry, row.first
+            same = is_papers_kind(raw)
             lines.append([
-                label(name, options), f"{_sources(raw)}; {recipe_words(raw['recipe'])}",
+                label(name, options), made_of(raw),
                 str(len(e.seeds)),
                 spread(e.accuracy, 100, 2), accuracy,
-                difference(e.accuracy, paper["accuracy"], 100, 2),
+                difference(e.accuracy, paper["accuracy"] if same else None, 100, 2),
                 spread(e.correctness, 1, 3), correctness,
-                difference(e.correctness, paper["correctness"], 1, 3),
+                difference(e.correctness, paper["correctness"] if same else None, 1, 3),
                 duration(e.train_seconds), raw["cost"]["device"],
             ])  # fmt: skip
     return lines
@@ -142,7 +158,7 @@ def _models(data: Data, mine) -> list[list[str]]:
 def _scales(data: Data, mine) -> list[list[str]]:
     lines = [["model", "data and recipe", "total", *BINS]]
     for name, options, found in mine:
-        paper = printed(data.beside, name, options)
+        paper = beside(data, name, options)
         total = _paper(paper["accuracy"], data.beside, name, "accuracy", 2)
         bins = [_paper(number, data.beside, name, "scales", 2)
                 for number in paper["scales"] or [None] * len(BINS)]  # fmt: skip
@@ -152,7 +168,7 @@ def _scales(data: Data, mine) -> list[list[str]]:
         for row in found:
             ours = [b.accuracy for b in row.entry.bins]
             lines.append([
-                label(name, options), recipe_words(row.first["recipe"]),
+                label(name, options), made_of(row.first),
                 f"{100 * row.entry.accuracy.value:.2f} / {total}",
                 *(f"{f'{100 * o.value:.2f}' if o else '-'} / {p}"
                   for o, p in zip(ours, bins, strict=True)),
@@ -166,14 +182,15 @@ def _coverage(mine) -> Iterator[list[str]]:
     for name, options, found in mine:
         for run in (run for row in found for run in row.runs):
             content = _companion(run, "coverage")
-            if content is None:
+            if content is None or content["digest"] != run.result["dataset"]["digests"]["test"]:
                 continue
             made = content["coverage"]
+            error = made["covered"]["se"]
             mean = {key: part["value"] for key, part in made.items() if isinstance(part, dict)}
             yield [
                 label(name, options), str(run.result["seed"]), f"{mean['right']:.3f}",
                 str(made["samples"]),
-                f"{mean['covered']:.3f} +- {1.96 * made['covered']['se']:.3f}",
+                f"{mean['covered']:.3f}" + (f" +- {1.96 * error:.3f}" if error is not None else ""),
                 f"{100 * mean['share']:.1f} %", f"{mean['chance']:.3f}",
                 f"{100 * mean['pointing']:.1f} %", f"{mean['answers']:.3f}",
             ]  # fmt: skip
@@ -188,27 +205,35 @@ def _companion(run: Submission, kind: str) -> Any:
 
 
 def commands(data: Data, rows: Sequence[Row]) -> Iterator[str]:
-    """The lines that make a data set, and each row anew."""
-    seen = set()
-    for row in rows:
-        dataset = row.first["dataset"]
-        digest = dataset["digests"]["test"]
-        if digest not in seen:
-            seen.add(digest)
-            yield f"# test digest {digest[:16]}"
-            yield generate_line(data, dataset)
+    """The lines that make the data sets, and each row anew. Where rows are on several data sets
+    (photos and textures, say), their folders' names end in 8 digits of a hash of their digests."""
+    sets = {_digests(row): row.first["dataset"] for row in rows}
+    homes = {
+        key: data.name + (f"-{hashlib.sha256(key.encode()).hexdigest()[:8]}" if len(sets) > 1
+                          else "") for key in sets
+    }  # fmt: skip
+    for key, dataset in sets.items():
+        yield f"# test digest {dataset['digests']['test'][:16]}"
+        yield generate_line(data, dataset, homes[key])
     together: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
-        together[row.entry.seeds, json.dumps(row.first["recipe"])].append(row)
-    for alike in together.values():
-        yield sweep_line(data, alike)
+        recipe = json.dumps(row.first["recipe"])
+        together[_digests(row), row.entry.seeds, recipe].append(row)
+    for (key, *_), alike in together.items():
+        yield sweep_line(alike, homes[key])
 
 
-def generate_line(data: Data, dataset: dict) -> str:
-    """The command that makes a result's data set."""
+def _digests(row: Row) -> str:
+    return json.dumps(row.first["dataset"]["digests"], sort_keys=True)
+
+
+def generate_line(data: Data, dataset: dict, home: str) -> str:
+    """The command that makes a result's data set in data/reproduce/HOME."""
     spec, sources, counts = dataset["spec"], dataset["sources"], dataset["counts"]
-    words = ["mnistattn generate --variant", data.variant, "--out", f"data/reproduce/{data.name}"]
+    words = ["mnistattn generate --variant", data.variant, "--out", f"data/reproduce/{home}"]
     words += ["--digits", sources["digits"]["source"]]
+    if sources["digits"].get("split", "separate") != "separate":
+        words += ["--digit-split", sources["digits"]["split"]]
     if spec["variant"].startswith("mbg"):
         source = sources["backgrounds"]["source"]
         words += ["--backgrounds", "PHOTOS" if source == "folder" else source]
@@ -216,7 +241,7 @@ def generate_line(data: Data, dataset: dict) -> str:
         words += ["--placement", spec["placement"]]
     if spec["distractors"] != "patches":
         words += ["--distractors", spec["distractors"]]
-    for split, usual in (("train", 30_000), ("val", 10_000), ("test", 10_000)):
+    for split, usual in COUNTS.items():
         if counts[split] != usual:
             words += [f"--{split}", str(counts[split])]
     if dataset["seed"]:
@@ -224,79 +249,81 @@ def generate_line(data: Data, dataset: dict) -> str:
     return " ".join(words)
 
 
-def sweep_line(data: Data, rows: Sequence[Row]) -> str:
+def sweep_line(rows: Sequence[Row], home: str) -> str:
     """The command that makes the runs of some rows, which have one recipe and the same seeds."""
-    recipe, usual = rows[0].first["recipe"], vars(RECIPES[rows[0].first["recipe"]["name"]])
+    recipe = rows[0].first["recipe"]
+    usual = vars(RECIPES[recipe["name"]]) if recipe["name"] in RECIPES else {}
     models = []
     for row in rows:
         options = ",".join(f"{k}={json.dumps(v)}" for k, v in row.options.items())
         models.append(f"{row.model}[{options}]" if options else row.model)
     words = ["mnistattn sweep --models", shlex.quote(",".join(models)), "--data",
-             f"data/reproduce/{data.name}", "--seeds", ",".join(map(str, rows[0].entry.seeds)),
+             f"data/reproduce/{home}", "--seeds", ",".join(map(str, rows[0].entry.seeds)),
              "--recipe", recipe["name"]]  # fmt: skip
     for key, option in CHANGEABLE.items():
-        if recipe[key] != usual[key]:
-            words += [option, f"{recipe[key]:g}" if key == "lr" else str(recipe[key])]
-    return " ".join([*words, f"--out runs/reproduce/{data.name}"])
+        if recipe[key] != usual.get(key):
+            words += [option, str(recipe[key])]
+    return " ".join([*words, f"--out runs/reproduce/{home}"])
 
 
 def tally(tables: Sequence[Table], rows: dict[str, list[Row]]) -> str:
-    """How many of the paper's confirmed numbers the mean of our seeds reaches, by the best of the
-    recipes that were run."""
-    reached, below, absent = 0, [], 0
-    for table, data, name, options in _cells(tables):
-        paper = printed(data.beside, name, options)
-        found = [r for r in rows[data.name] if (r.model, r.options) == _identity(name, options)]
-        for what, number, ours in _numbers(table, paper, found):
-            if not ours:
-                absent += 1
-            elif max(ours) >= number:
-                reached += 1
-            else:
-                below.append(f"{label(name, options)} on {data.name}, {what}: {max(ours):.4g} "
-                             f"(paper {number:g})")  # fmt: skip
-    total = reached + len(below) + absent
-    lines = [
-        f"Of {total} confirmed numbers of the paper, **{reached} are reached or passed**, "
-        f"{len(below)} are not, {absent} were not run (by the mean of our seeds, with the best of "
-        f"the recipes below). `{UNCONFIRMED}`: printed in the paper, but not legible in the "
-        "sources at hand. A difference is ours less the paper's."
-    ]
-    if below:
-        lines += ["", "Below the paper:", "", *(f"- {line}" for line in below)]
-    return "\n".join(lines)
-
-
-def _cells(tables: Sequence[Table]) -> Iterator[tuple[Table, Data, str, dict]]:
+    """How many of the paper's confirmed numbers the mean of our seeds reaches, on images of its
+    kind, by the best of the recipes (and of the readings of a data set) that were run."""
+    found: dict[tuple[str, str], tuple[float, list[float]]] = {}
     for table in tables:
-        for name in table.data:
-            if DATA[name].beside:
-                for model, options in table.models:
-                    yield table, DATA[name], model, options
+        for data in (DATA[name] for name in table.data):
+            for name, options in table.models:
+                mine = [r for r in rows[data.name] if is_papers_kind(r.first)
+                        and (r.model, r.options) == _identity(name, options)]  # fmt: skip
+                for what, number, ours in _numbers(table, beside(data, name, options), mine):
+                    key = f"{label(name, options)} on {data.beside}", what
+                    found.setdefault(key, (number, []))[1].extend(ours)
+    legend = (f"`{UNCONFIRMED}`: printed in the paper, but not legible in the sources at hand. A "
+              "difference is ours less the paper's, where the images are of the paper's kind "
+              "(MNIST, photos).")  # fmt: skip
+    if not found:
+        return legend
+    run = {key: (number, max(ours)) for key, (number, ours) in found.items() if ours}
+    below = [
+        f"- {where}, {what}: {_short(best, what)} (paper {number:.2f})"
+        for (where, what), (number, best) in run.items()
+        if best < number - ROUNDING
+    ]
+    lines = [
+        f"Of {len(found)} confirmed numbers of the paper, **{len(run) - len(below)} are reached or "
+        f"passed**, {len(below)} are not, {len(found) - len(run)} were not run (by the mean of our "
+        f"seeds, with the best of the recipes below). {legend}"
+    ]
+    return "\n".join(lines + (["", "Below the paper:", "", *below] if below else []))
 
 
 def _numbers(table: Table, paper: dict, found: Sequence[Row]) -> Iterator[tuple]:
     """What a table prints of a model: its name, the number, and ours of each recipe. Table 2 has no
     total of its own, Table 1 no correctness."""
-    by_scale = table.by_scale
     if paper["accuracy"] is not None and table.name not in ("table2", "readings"):
         yield "accuracy %", paper["accuracy"], [100 * r.entry.accuracy.value for r in found]
     if paper["correctness"] is not None and table.name in ("table2", "inverse"):
         masses = [r.entry.correctness.value for r in found if r.entry.correctness]
         yield "correctness", paper["correctness"], masses
     for b, number in enumerate(paper["scales"] or ()):
-        if by_scale and number is not None:
+        if table.by_scale and number is not None:
             bins = [r.entry.bins[b].accuracy for r in found]
             yield f"accuracy % of scale {BINS[b]}", number, [100 * x.value for x in bins if x]
 
 
+def _short(value: float, what: str) -> str:
+    return f"{value:.3f}" if what == "correctness" else f"{value:.2f}"
+
+
 def label(model: str, options: dict) -> str:
-    """A model as the paper calls it, with its options."""
-    return MODELS[model].paper_name + "".join(f", {k} {v}" for k, v in options.items())
+    """A model as the paper calls it, with its options; of BRNN always the block."""
+    shown = {k: v for k, v in MODELS[model].defaults().items() if k == "block" and v > 1} | options
+    return MODELS[model].paper_name + "".join(f", {k} {v}" for k, v in shown.items())
 
 
-def _sources(raw: dict) -> str:
-    return title(raw).partition(": ")[2]
+def made_of(raw: dict) -> str:
+    """A result's data and recipe: "MNIST digits on photos; fast, 12 epochs, queries one"."""
+    return f"{title(raw).partition(': ')[2]}; {recipe_words(raw['recipe'])}"
 
 
 def _paper(number: float | None, variant: str, model: str, measure: str, digits: int) -> str:
@@ -317,7 +344,9 @@ def spread(e: Estimate | None, factor: float, digits: int) -> str:
 
 def difference(e: Estimate | None, paper: float | None, factor: float, digits: int) -> str:
     """Ours less the paper's, with its sign."""
-    return "-" if e is None or paper is None else f"{factor * e.value - paper:+.{digits}f}"
+    if e is None or paper is None:
+        return "-"
+    return f"{round(factor * e.value - paper, digits) + 0.0:+.{digits}f}"  # never -0.00
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -75,7 +75,7 @@ TABLES = {
         Table("table2", "Table 2: correctness, and accuracy by scale", _SEVEN,
               ("mbg", "mbg-balanced"), by_scale=True, quick=("mref",)),
         Table("table3", "Table 3: 224 pixels",
-              (("none", {}), ("arnn", {}), ("brnn", {"block": 3}), ("brnn", {"block": 2})),
+              (("none", {}), ("arnn", {}), ("brnn", {"block": 3}), ("brnn", {})),
               ("mbg-up",), by_scale=True, quick=("mbg-up",)),
         Table("inverse", "Section 4.1: the inverse task, colour -> digit",
               (("noctx", {}), ("ctx", {}), ("arnn", {})), ("mbg-inv",), quick=("mbg-inv",)),
