@@ -3,8 +3,9 @@
     python docs/tables.py
 
 Reads the results in docs/results/runs (each the result.json of a run, some of an older schema, as
-the runs on photos that no board takes), docs/results/reproduction and leaderboard, and replaces what
-stands between the markers <!-- NAME --> and <!-- /NAME -->, so that no number is copied by hand.
+the runs on photos that no board takes), docs/results/reproduction and leaderboard, and replaces
+what stands between the markers <!-- NAME --> and <!-- /NAME -->, so that no number is copied by
+hand.
 """
 
 import json
