@@ -39,17 +39,17 @@ def test_nothing_is_lost_and_nothing_false_accepted(tmp_path, data_root, engine,
         pytest.skip("Dask's distributed is not installed")
     file = tmp_path / "result.json"
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--out", tmp_path, "--json", file, "--engines", engine, "--kills",
-         str(kills), "--flips", str(flips), "--variant", "mref", "--train", "2000", "--val", "0",
-         "--test", "0", "--shards", "40", "--window", "0.4", "--seed", "1",
+        [sys.executable, SCRIPT, "--out", tmp_path, "--json", file, "--subjects", "generate",
+         "--engines", engine, "--kills", str(kills), "--flips", str(flips), "--variant", "mref",
+         "--train", "2000", "--val", "0", "--test", "0", "--shards", "40", "--seed", "1",
          "--digits", "mnist", "--data-root", data_root],
         stdout=subprocess.PIPE, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     result = json.loads(file.read_text())
     (killed,) = result["kills"]
-    assert killed["kills"] == kills and killed["hits"] >= 1
-    assert killed["false"] == killed["left"] == [] and killed["digests_equal"]
+    assert killed["kills"] == kills and killed["equal"]
+    assert killed["false"] == killed["left"] == killed["said"] == []
     if flips:
         flipped = result["flips"]
         assert flipped["found"] == flipped["located"] == flipped["repaired"] == flips
