@@ -227,7 +227,7 @@ def test_a_scheduler_that_does_not_answer(monkeypatch, address):
     before = time.monotonic()
     with pytest.raises(InputError, match=f"no Dask scheduler answers at {address}"):
         open_engine("dask", scheduler=address)
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 60  # Dask itself would try for 30 s, and again and again
 
 
 def test_a_scheduler_without_workers(monkeypatch):
