@@ -114,6 +114,9 @@ def _clear(out: Path) -> None:
     for partial in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
         if partial != work_folder(out):
             shutil.rmtree(partial, ignore_errors=True)
+    for partial in out.glob(".*.partial-*"):  # a file of a run directory
+        with suppress(OSError):
+            partial.unlink()
 
 
 def work_folder(out: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mnistattn.errors import InputError
@@ -20,7 +20,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict) -> None:
     text = json.dumps(note)
     try:
         # One entry: safetensors orders several by chance, and equal files are to have equal bytes.
-        save_file(whole, str(partial), metadata={"mnistattn": f"{_digest(whole, text)}\n{text}"})
+        # Not save_file, which writes under a name of its own, that a kill would leave for ever.
+        data = save(whole, metadata={"mnistattn": f"{_digest(whole, text)}\n{text}"})
+        partial.write_bytes(data)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -254,8 +254,6 @@ def run_cell(work: _Work) -> dict:
                     f"a worker does not see {cell.run.parent}: --out and --data have to lie where "
                     "all workers see them."
                 )
-            with only_writer(cell.run, lambda line: None):  # evaluate takes it again
-                _clear(cell.run)
             answer["result"] = evaluate(
                 cell.model, cell.data, options=cell.options, seed=cell.seed, out=cell.run,
                 device=work.device, progress=False, say=said.append, **cell.recipe,
@@ -350,15 +348,20 @@ def _try(row, options: dict, card, recipe) -> str:
 
 def _found(run: Path, row, options: dict, card, recipe, seed: int, code: str):
     """(state, result or None) of a run directory; InputError if it holds something else."""
-    from mnistattn.evaluation.result import read_result
+    from mnistattn.evaluation.result import read_result, read_samples
     from mnistattn.evaluation.run import claim, identity_of
     from mnistattn.evaluation.train import PREVIOUS, STATE
 
     claim(run, identity_of(row, options, recipe, seed, card, code), row.name)
-    if all((run / file).is_file() for file in ("result.json", "model.safetensors", "samples.h5")):
+    whole = all(
+        (run / file).is_file() for file in ("result.json", "model.safetensors", "samples.h5")
+    )
+    # A run ends with the removal of its training state.
+    if whole and not any((run / file).exists() for file in (STATE, PREVIOUS)):
         # The weights are of this request; the result is, if it is whole and of this test split.
         with suppress(InputError):
-            _, result = read_result(run)
+            file, result = read_result(run)
+            read_samples(file, result)  # every byte of them
             if result["dataset"]["digests"] == _digests(card):
                 return "done", result
     begun = any((run / file).exists() for file in (STATE, PREVIOUS, "model.safetensors"))
@@ -431,12 +434,6 @@ def _make(out: Path) -> None:
         raise MnistattnError(f"cannot write {out}: {error.strerror or error}.") from error
 
 
-def _clear(run: Path) -> None:
-    """Remove what a process left that was killed while it wrote; the caller holds the lock."""
-    for partial in run.glob(".*.partial-*"):
-        partial.unlink(missing_ok=True)
-
-
 def _tidy(tasks: dict[str, engines.Task], engine: str) -> None:
     """After workers of this machine were ended: leave nothing half-written. Workers of a cluster
     may still write; the next sweep tidies up after them."""
@@ -445,7 +442,6 @@ def _tidy(tasks: dict[str, engines.Task], engine: str) -> None:
     for task in tasks.values():
         run = task.argument.cell.run
         with suppress(MnistattnError, OSError), only_writer(run, lambda line: None):
-            _clear(run)
             run.rmdir()  # if it is empty
 
 

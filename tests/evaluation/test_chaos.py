@@ -22,20 +22,21 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks i
 
 
 @linux
-@pytest.mark.parametrize(("subject", "kills", "seed"), [("evaluate", 2, 28), ("sweep", 1, 173)])
-def test_nothing_is_lost_and_nothing_false_accepted(tmp_path, subject, kills, seed):
-    """Both kills of evaluate come early; of the sweep, one worker is killed, which it gets over."""
+def test_nothing_is_lost_and_nothing_false_accepted(tmp_path):
+    """With this seed evaluate is killed twice, early, and one worker of a sweep, which gets over
+    it."""
     file = tmp_path / "result.json"
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "chaos.py", "--out", tmp_path, "--json", file, "--subjects",
-         subject, "--engines", "local", "--kills", str(kills), "--flips", "0", "--images", "64",
-         "--epochs", "6", "--seeds", "0", "--seed", str(seed)],
+         "evaluate,sweep", "--engines", "local", "--kills", "3", "--flips", "0", "--images", "64",
+         "--epochs", "6", "--seeds", "0", "--seed", "440"],
         stdout=subprocess.PIPE, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    (killed,) = json.loads(file.read_text())["kills"]
-    assert killed["kills"] == kills and killed["equal"]
-    assert killed["false"] == killed["left"] == killed["said"] == []
+    kills = json.loads(file.read_text())["kills"]
+    assert [(k["subject"], k["kills"]) for k in kills] == [("evaluate", 2), ("sweep", 1)]
+    for killed in kills:
+        assert killed["equal"] and killed["false"] == killed["left"] == killed["said"] == []
 
 
 # ------------------------------------------------------------------- whether a fault is found
@@ -152,7 +153,7 @@ def test_a_finished_run_that_is_made_again_is_found(bench, direct, right, tmp_pa
 IN_PLACE = """
 import sys, time
 with open(sys.argv[1] + "/file", "w") as file:
-    for _ in range(40):
+    for _ in range(20):
         file.write("line")
         file.flush()
         time.sleep(0.02)
@@ -191,7 +192,7 @@ def test_a_command_that_writes_badly_is_found(bench, tmp_path, script):
             whole = not self.made() or (self.root / "file").read_text() == self.right
             return [] if whole else ["file"]
 
-    found = killing.chaos(Bad(tmp_path), 3, random.Random(0))
-    assert found["kills"] == 3 and found["equal"] and not found["said"]
+    found = killing.chaos(Bad(tmp_path), 2, random.Random(0))
+    assert found["kills"] == 2 and found["equal"] and not found["said"]
     assert bool(found["false"]) == (script == IN_PLACE)
     assert bool(found["left"]) == bool(found["torn"]) == (script == UNTIDY)

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from mnistattn.errors import InputError
-from mnistattn.evaluation import checkpoint
 from mnistattn.evaluation.checkpoint import (
     load_tensors,
     optimizer_tensors,
@@ -130,15 +129,24 @@ def test_a_failure_while_saving_leaves_the_old_file(tmp_path, monkeypatch, error
     file = tmp_path / "a.safetensors"
     save_tensors(file, tensors(), {"epoch": 1})
 
-    def fail(tensors, path, metadata):
-        Path(path).write_bytes(b"half a file")
+    write = Path.write_bytes
+
+    def fail(path, data):
+        write(path, data[: len(data) // 2])
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
-    with pytest.raises(type(error)):
+    with monkeypatch.context() as patched, pytest.raises(type(error)):
+        patched.setattr(Path, "write_bytes", fail)
         save_tensors(file, tensors(), {"epoch": 2})
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert load_tensors(file)[1] == {"epoch": 1}
+
+
+def test_a_file_may_be_read_by_whom_other_files_may(tmp_path):
+    file, other = tmp_path / "a.safetensors", tmp_path / "other"
+    save_tensors(file, tensors(), {})
+    other.touch()
+    assert file.stat().st_mode == other.stat().st_mode
 
 
 def test_saving_replaces(tmp_path):

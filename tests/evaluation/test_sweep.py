@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +229,22 @@ def test_what_is_there_is_kept(direct, data, monkeypatch):
     assert lines[1].count(" +- ") == 1 and lines[2].count(" +- ") == 2
     first = [100 * r["scores"]["accuracy"]["value"] for r in found if r["model"] == "none"]
     assert f"{sum(first) / 2:.2f} +- {abs(first[0] - first[1]) / 2**0.5:.2f}" in lines[1]
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a training state that was to be removed"])
+def test_what_is_not_whole_is_not_kept(direct, data, tmp_path, damage):
+    """A run whose samples are not those of its result, and one that was killed at its very end."""
+    out = Path(shutil.copytree(direct[NAMES[0]].parent, tmp_path / "runs"))
+    run = out / NAMES[0]
+    if damage == "a flipped bit":
+        content = bytearray((run / "samples.h5").read_bytes())
+        content[len(content) // 2] ^= 1
+        (run / "samples.h5").write_bytes(content)
+    else:
+        model = run / "model.safetensors"
+        shutil.copy(model, run / "training.safetensors")
+    cells = plan(["none"], [data], [0, 1], out=out, **FEW)
+    assert [cell.state for cell in cells] == ["begun", "done"]
 
 
 def test_dry_run(call, direct, data, tmp_path):
