@@ -21,7 +21,7 @@ from mnistattn.errors import MnistattnWarning
 from mnistattn.evaluation.feed import Feed
 from mnistattn.evaluation.ranks import ALONE, Ranks, Together
 from mnistattn.evaluation.recipes import Recipe
-from mnistattn.models.network import is_ours
+from mnistattn.models.network import is_ours, own_loss
 
 WARM_UPS = 3  # steps before the capture: libraries choose algorithms and take workspaces
 
@@ -70,7 +70,8 @@ def training_step(
         logits, out = network(images, query, **({} if mask is None else {"mask": mask}))
     loss = F.cross_entropy(logits.float(), answer)
     if "loss" in out:
-        loss = loss + out["loss"]
+        each = F.cross_entropy(logits.detach().float(), answer, reduction="none")
+        loss = loss + own_loss(out, each)
     optimizer.zero_grad(set_to_none=True)
     (loss * weight).backward()
     nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)

@@ -16,7 +16,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from mnistattn.errors import InputError, MnistattnError
-from mnistattn.models.network import CHANNELS, QUERY_DIM, Network, build
+from mnistattn.models.network import CHANNELS, QUERY_DIM, Network, build, own_loss, unpack
 from mnistattn.models.registry import Model, choose_options, find
 
 BATCH = 4
@@ -153,8 +153,7 @@ def _shapes(row: Model, options: dict) -> str:
                     f"on features {tuple(x.shape)} it raises {type(error).__name__}: {error}; maps "
                     "may have any size from 1 x 1"
                 ) from error
-            a = a[0] if isinstance(a, tuple) else a
-            _valid(a, 2, row.name, exact=size)
+            _valid(unpack(a)[0], 2, row.name, exact=size)
     if refused:
         raise _Note(refused)
     return ", ".join(f"{h} x {w}" for h, w in MAPS)
@@ -303,12 +302,12 @@ def _leaks_alone(module: nn.Module, row: Model) -> None:
     """In training: the same random numbers for both batches, which differ in the other images."""
     x, query = torch.randn(BATCH, CHANNELS, 6, 6).relu(), torch.randn(BATCH, QUERY_DIM)
     other = torch.cat([x[:1], torch.randn_like(x[1:]).relu()])
-    maps = []
+    outputs: list[list[Tensor]] = []
     for features in (x, other):
         torch.manual_seed(1)
-        a = module(features, query)
-        maps.append((a[0] if isinstance(a, tuple) else a)[:1])
-    if not _close(maps[:1], maps[1:]):
+        a, own, _ = unpack(module(features, query))
+        outputs.append([t[:1] for t in (a, own) if isinstance(t, Tensor)])
+    if not _close(outputs[0], outputs[1]):
         raise _Broken("in training, an image's map changes when other images of the batch do: "
                       "something runs over the batch, dim 0")  # fmt: skip
 
@@ -434,7 +433,12 @@ def _outputs(network, images, query, name: str, mask=None) -> tuple[Tensor, list
     maps = out.get("attention")
     if not isinstance(logits, Tensor) or not isinstance(maps, list):
         raise MnistattnError(f"{name} must return (logits, out), out['attention'] a list of maps.")
-    loss = torch.as_tensor(out.get("loss", 0.0))
+    loss = out.get("loss", 0.0)
+    if callable(loss):
+        answer = torch.arange(len(logits)) % ANSWERS
+        each = F.cross_entropy(logits.detach().float(), answer, reduction="none")
+        loss = own_loss(out, each)
+    loss = torch.as_tensor(loss)
     if loss.numel() != 1 or not bool(torch.isfinite(loss).all()):
         found = f"{loss.item():g}" if loss.numel() == 1 else f"a tensor {tuple(loss.shape)}"
         raise MnistattnError(f"{name}: a loss of its own must be one finite number, not {found}.")

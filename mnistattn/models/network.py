@@ -21,13 +21,15 @@ from mnistattn.models.registry import Model, choose_options, find, load
 
 CHANNELS = 32
 QUERY_DIM = 32
+# Of an attention's own: a scalar, or a function of the cross entropy of each image (B,).
+Loss = Tensor | Callable[[Tensor], Tensor]
 
 
 class Network(nn.Module):
     """forward(images (B, 3, S, S) float in 0 .. 1, query (B,) int64) -> (logits (B, answers), out).
 
     out["attention"] is the list of attention maps (B, 1, h, w), first layer first; empty for none.
-    out["loss"], a scalar, is there if an attention has a loss of its own (see contract.py).
+    out["loss"] is there if an attention has a loss of its own (see contract.py, and `own_loss`).
     With `samples=K`, of an attention that is a distribution: logits (B, K, answers) and maps
     (B, K, h, w) of K passes, each with its own sample in every layer. ValueError for any other.
     mask bool (B, S, S): the ground truth, which a network that `sees_mask` (the control `oracle`)
@@ -70,15 +72,15 @@ class Network(nn.Module):
         q = self.embedding(query)
         x = images
         maps: list[Tensor] = []
-        losses: list[Tensor] = []
+        losses: list[Loss] = []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = self.stage(conv, norm, x)
             if str(i) in self.attention:
                 if samples is None:
-                    a = self._map(self.attention[str(i)], x, q, mask, losses)
+                    x, a = self._attended(self.attention[str(i)], x, q, mask, losses)
                 else:
                     x, q, a = self._sample(i, x, q, len(images), samples)
-                x = x * a
+                    x = x * a
                 maps.append(a if samples is None else a.view(-1, samples, *a.shape[2:]))
         pooled = self.pooled_norm(x.sum((2, 3)))
         logits = self.head(torch.cat([pooled, q], 1))
@@ -87,7 +89,7 @@ class Network(nn.Module):
                 raise ValueError("a network without attention has nothing to sample")
             logits = logits.view(-1, samples, logits.shape[1])
         out: dict = {"attention": maps}
-        return logits, out | ({"loss": sum(losses)} if losses else {})
+        return logits, out | ({"loss": _summed(losses)} if losses else {})
 
     def attend(
         self, images: Tensor, query: Tensor, mask: Tensor | None = None
@@ -99,22 +101,37 @@ class Network(nn.Module):
         """A stack up to its attention: (B, C, H, W) -> (B, 32, H / 2, W / 2)."""
         return F.relu(norm(F.max_pool2d(conv(x), 2)), inplace=True)
 
-    def _map(self, attention: nn.Module, x: Tensor, q: Tensor, mask, losses: list) -> Tensor:
-        """The map of one layer, held against the contract; a loss of its own goes to `losses`."""
+    def _attended(
+        self, attention: nn.Module, x: Tensor, q: Tensor, mask, losses: list[Loss]
+    ) -> tuple[Tensor, Tensor]:
+        """What goes on from one layer, and its map, held against the contract; a loss of its own
+        goes to `losses`."""
         if getattr(attention, "sees_mask", False):
-            return attention(x, q, mask)
-        a = attention(x, q)
-        if isinstance(a, tuple) and len(a) == 2:
-            a, loss = a
-            losses.append(loss)
+            a = attention(x, q, mask)
+            return x * a, a
+        a, features, loss = unpack(attention(x, q))
         wanted = (len(x), 1, *x.shape[2:])
+        name = type(attention).__name__
         if not isinstance(a, Tensor) or a.shape != wanted or not a.is_floating_point():
-            kind = f"{a.dtype} {tuple(a.shape)}" if isinstance(a, Tensor) else type(a).__name__
-            raise MnistattnError(
-                f"{type(attention).__name__} gave {kind} for features {tuple(x.shape)}: a map must "
-                f"be a float tensor {wanted}."
-            )
-        return a
+            raise MnistattnError(f"{name} gave {_kind(a)} for features {tuple(x.shape)}: a map "
+                                 f"must be a float tensor {wanted}.")  # fmt: skip
+        if loss is not None:
+            losses.append(loss)
+        if features is None:
+            return x * a, a
+        place = str(len(self.convs) - 1)
+        last = place in self.attention and attention is self.attention[place]
+        if (
+            not isinstance(features, Tensor)
+            or features.dim() != 4
+            or features.shape[:2] != x.shape[:2]
+            or not (last or features.shape == x.shape)
+        ):
+            size = "of any height and width" if last else f"as x, {tuple(x.shape)}"
+            raise MnistattnError(f"{name} gave {_kind(features)} for features {tuple(x.shape)}: "
+                                 f"its own must be a float tensor {size}, with {x.shape[1]} "
+                                 f"channels of {len(x)} images.")  # fmt: skip
+        return features, a
 
     def _sample(self, i: int, x: Tensor, q: Tensor, images: int, samples: int):
         """Features, query and map, the K passes of an image one after the other, from the first
@@ -127,6 +144,40 @@ class Network(nn.Module):
         return x, q, a.flatten(0, 1)[:, None]
 
 
+def unpack(output: object) -> tuple[object, object, Loss | None]:
+    """What an attention returns, as its map, its features (None: map * x) and its loss (None)."""
+    a, extra = output if isinstance(output, tuple) and len(output) == 2 else (output, {})
+    if not isinstance(extra, dict):
+        extra = {"loss": extra}
+    unknown = set(extra) - {"features", "loss"}
+    if unknown:
+        raise MnistattnError(f"an attention may give features and loss beside its map, not "
+                             f"{', '.join(sorted(map(str, unknown)))}.")  # fmt: skip
+    return a, extra.get("features"), extra.get("loss")
+
+
+def own_loss(out: dict, cross_entropy: Tensor) -> Tensor | float:
+    """The loss of a network's own, a scalar (0 if it has none), given the cross entropy of each
+    image (B,), of which it gets no gradient."""
+    loss = out.get("loss", 0.0)
+    return loss(cross_entropy.detach()) if callable(loss) else loss
+
+
+def _summed(losses: list[Loss]) -> Loss:
+    """The sum of the layers' losses: a tensor, or a function if one of them is."""
+    if any(map(callable, losses)):
+        return lambda cross_entropy: sum(
+            loss(cross_entropy) if callable(loss) else loss for loss in losses
+        )  # type: ignore[return-value]
+    return sum(losses)  # type: ignore[arg-type,return-value]
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
+
+
 def is_ours(module: nn.Module) -> bool:
     """Whether a module's code is this package's or torch's own, not the user's."""
     return type(module).__module__.startswith(("mnistattn.", "torch."))
@@ -137,7 +188,8 @@ def placed(placement: str | tuple[int, ...], size: int) -> list[int]:
     sizes = [size >> (i + 1) for i in range(4 if size < 200 else 5)]
     if isinstance(placement, str):
         every = range(len(sizes))
-        return list({"every": every, "last": every[-1:], "nowhere": every[:0]}[placement])
+        words = {"every": every, "first": every[:1], "last": every[-1:], "nowhere": every[:0]}
+        return list(words[placement])
     wrong = [s for s in placement if s not in sizes]
     if wrong:
         raise InputError(f"there is no map of {wrong[0]} pixels: images of {size} have maps of "

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from mnistattn.errors import InputError
 from mnistattn.generators.variants import closest
 
-PLACEMENTS = ("every", "last", "nowhere", "whole")
+PLACEMENTS = ("every", "first", "last", "nowhere", "whole")
 KINDS = ("model", "control", "post-hoc", "plugged")
 GROUP = "mnistattn.attention"
 
@@ -21,8 +21,8 @@ class Model:
     """A row of the table. attention: "module:Class" of an attention module (see contract.py), or
     the class itself, '' for none.
 
-    placement: after "every" pooling, the "last", "nowhere", or the sizes of the maps; of a "whole"
-    network of the user's, `attention` is the network. options: those of the class that make this
+    placement: after "every" pooling, the "first", the "last", "nowhere", or the sizes of the maps;
+    of a "whole" network, `attention` is the network. options: those of the class that make this
     model, where they are not its defaults. explain: "module:Class" of the network for maps that
     are made of a trained `none` afterwards (its weights are none's).
     """
@@ -188,8 +188,8 @@ def _plugged(name: str, cls: type, origin: str) -> Model:
     sizes = isinstance(placement, (tuple, list)) and placement
     words = [word for word in PLACEMENTS if word != "nowhere"]
     if not (sizes and all(isinstance(s, int) for s in sizes)) and placement not in words:
-        raise InputError(f"{origin}: placement {placement!r} is impossible: it is 'every', 'last', "
-                         "'whole', or sizes of maps, as (25, 6).")  # fmt: skip
+        raise InputError(f"{origin}: placement {placement!r} is impossible: it is 'every', "
+                         "'first', 'last', 'whole', or sizes of maps, as (25, 6).")  # fmt: skip
     lines = (inspect.getdoc(cls) or "").splitlines() if cls.__doc__ else []
     summary = getattr(cls, "summary", lines[0] if lines else "")
     return Model(

@@ -172,6 +172,38 @@ def test_a_loss_of_the_networks_own_is_added_as_it_is(easy):
         assert torch.allclose(net.pulled.data, torch.full((3,), 1 - 0.2 * (factor or 0)))
 
 
+def test_a_loss_that_is_a_function_is_given_each_images_cross_entropy(easy):
+    class Judged(Plain):
+        def forward(self, images, query):
+            logits, out = super().forward(images, query)
+            given = self.given = []
+
+            def loss(cross_entropy):
+                given.append(cross_entropy)
+                return (cross_entropy * self.pulled[0]).sum()
+
+            return logits, out | {"loss": loss}
+
+    feed, every = easy(20), torch.arange(20)
+    recipe = dataclasses.replace(FAST, clip=1e9)
+    torch.manual_seed(0)
+    net = Judged(None)
+    each = torch.nn.functional.cross_entropy(net.table(feed.query), feed.answer, reduction="none")
+    table = net.table.weight.clone()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    loss, _ = training_step(net, optimizer, recipe, feed.batch(every), feed.query, feed.answer)
+    assert len(net.given) == 1 and not net.given[0].requires_grad
+    torch.testing.assert_close(net.given[0], each.detach())
+    assert loss.item() == pytest.approx((each.mean() + each.sum()).item(), rel=1e-6)
+    assert net.pulled[0].item() == pytest.approx(1 - 0.1 * each.sum().item(), rel=1e-5)
+
+    plain = Plain(None)  # the network learns what it learns without: the function gives no gradient
+    plain.table.weight.data.copy_(table)
+    batch = feed.batch(every), feed.query, feed.answer
+    training_step(plain, torch.optim.SGD(plain.parameters(), 0.1), recipe, *batch)
+    torch.testing.assert_close(net.table.weight, plain.table.weight)
+
+
 def test_the_history_has_the_whole_loss(easy):
     """And the gradient's norm is clipped with it in."""
     losses = []

@@ -11,7 +11,7 @@ from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation.checkpoint import load_tensors, save_tensors
 from mnistattn.models.attention.pan import CTX, NoCTX
 from mnistattn.models.attention.san import SAN
-from mnistattn.models.network import Network, build, placed
+from mnistattn.models.network import Network, build, own_loss, placed
 from mnistattn.models.registry import KINDS, MODELS, PLACEMENTS, Model, choose_options, find
 
 MAPS = {100: [50, 25, 12, 6], 224: [112, 56, 28, 14, 7]}
@@ -473,6 +473,8 @@ def outputs(row: Model, size: int = 100, **options) -> tuple[torch.Tensor, dict]
         ("every", 224, [0, 1, 2, 3, 4]),
         ("last", 100, [3]),
         ("last", 224, [4]),
+        ("first", 100, [0]),
+        ("first", 224, [0]),
         ("nowhere", 100, []),
         ((25, 6), 100, [1, 3]),
         ((6, 25), 100, [1, 3]),
@@ -499,7 +501,8 @@ def test_placed_at_sizes_there_are_maps_of_those_and_the_last_is_told_so():
 
 
 @pytest.mark.parametrize(
-    ("word", "sizes"), [("every", (50, 25, 12, 6)), ("last", (6,)), ("every", (6, 12, 25, 50))]
+    ("word", "sizes"),
+    [("every", (50, 25, 12, 6)), ("first", (50,)), ("last", (6,)), ("every", (6, 12, 25, 50))],
 )
 def test_a_word_for_the_placement_is_its_sizes(word, sizes):
     by_word, by_sizes = (outputs(row_of(Mine, placement)) for placement in (word, sizes))
@@ -547,6 +550,93 @@ def test_losses_of_all_layers_are_added_up():
     network(torch.rand(3, 3, 100, 100), torch.arange(3))[1]["loss"].backward()
     reached = [a.score.weight.grad is not None for a in network.attention.values()]
     assert reached == [True, True, False, False]  # the gate below feeds the features above
+
+
+def test_a_loss_may_be_a_function_of_the_cross_entropies():
+    class Judged(Mine):
+        def forward(self, x, query):
+            a = super().forward(x, query)
+            return a, lambda cross_entropy: (cross_entropy * a.mean((1, 2, 3))).sum()
+
+    class Mixed(Judged):
+        def forward(self, x, query):
+            a, loss = super().forward(x, query)
+            return (a, loss) if x.shape[2] == 25 else (a, a.mean())
+
+    cross_entropy = torch.tensor([0.5, 1.0, 2.0], requires_grad=True)
+    for cls, judged in ((Judged, range(4)), (Mixed, [1])):
+        out = outputs(row_of(cls))[1]
+        means = [a.mean((1, 2, 3)) for a in out["attention"]]
+        expected = sum(
+            (cross_entropy.detach() @ m).item() if i in judged else m.mean().item()
+            for i, m in enumerate(means)
+        )
+        assert own_loss(out, cross_entropy).item() == pytest.approx(expected, rel=1e-5)
+    network = build(row_of(Judged), 100, 10, 5)
+    own_loss(network(torch.rand(3, 3, 100, 100), torch.arange(3))[1], cross_entropy).backward()
+    assert cross_entropy.grad is None
+    assert all(a.score.weight.grad is not None for a in network.attention.values())
+    assert own_loss({"attention": []}, cross_entropy) == 0
+
+
+def test_features_of_its_own_take_the_place_of_the_product():
+    class Residual(Mine):
+        def forward(self, x, query):
+            a = super().forward(x, query)
+            return a, {"features": (1 + a) * x}
+
+    class Product(Mine):
+        def forward(self, x, query):
+            a = super().forward(x, query)
+            return a, {"features": a * x, "loss": a.mean()}
+
+    def last(x):
+        return x.shape[2] == 6
+
+    class Pooled(Product):
+        def forward(self, x, query):
+            a, own = super().forward(x, query)
+            return a, {"features": own["features"].sum((2, 3), keepdim=True)} if last(x) else own
+
+    plain, kept = outputs(row_of(Mine))
+    other, maps = outputs(row_of(Residual))
+    assert torch.equal(maps["attention"][0], kept["attention"][0])
+    assert not torch.allclose(other, plain)
+    for cls in (Product, Pooled):
+        again, out = outputs(row_of(cls))
+        torch.testing.assert_close(again, plain)
+        assert all(map(torch.equal, out["attention"], kept["attention"]))
+    assert own_loss(outputs(row_of(Product))[1], torch.zeros(3)) > 0
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        (
+            lambda x: x[..., 1:],
+            r"gave torch.float32 \(3, 32, 50, 49\) for features \(3, 32, 50, 50",
+        ),
+        (lambda x: x.mean(1, True), r"\(3, 1, 50, 50\) .* as x, .* with 32 channels of 3 images"),
+        (lambda x: x[0], r"torch.float32 \(32, 50, 50\)"),
+        (lambda x: 3, "gave int"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(own, says):
+    class Wrong(Mine):
+        def forward(self, x, query):
+            return super().forward(x, query), {"features": own(x)}
+
+    with pytest.raises(MnistattnError, match=says):
+        outputs(row_of(Wrong))
+
+
+def test_what_stands_beside_a_map_has_a_known_name():
+    class Wrong(Mine):
+        def forward(self, x, query):
+            return super().forward(x, query), {"feature": x}
+
+    with pytest.raises(MnistattnError, match="may give features and loss beside its map, not fea"):
+        outputs(row_of(Wrong))
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_a_wrong_name_is_told_the_nearest_registered_one():
 def test_an_impossible_placement_is_refused(placement):
     cls = new_class()
     cls.placement = placement
-    with pytest.raises(InputError, match="placement .* is impossible: it is 'every', 'last', 'wh"):
+    with pytest.raises(InputError, match="placement .* is impossible: it is 'every', 'first', "):
         register("mine")(cls)
     assert not registry._REGISTERED
 

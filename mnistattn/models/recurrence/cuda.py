@@ -201,7 +201,7 @@ def _plan_for(x: Tensor, t: int, backward: bool) -> Plan:
 @cache
 def _device(index: int) -> tuple[int, int]:
     """Multiprocessors, and bytes of shared memory for a program."""
-    about = torch.cuda.get_device_properties(index)
+    about: Any = torch.cuda.get_device_properties(index)  # torch's stubs lack some of its fields
     return about.multi_processor_count, about.shared_memory_per_block_optin
 
 
