@@ -565,6 +565,7 @@ def test_initial_weights() -> None:
         *itertools.product(("context_size",), (0, -1, 2, 4, 3.0)),
         *itertools.product(("spread",), (-0.1, float("nan"), float("inf"), "wide", True)),
         *itertools.product(("sharpness",), (0, -1, float("inf"), "sharp", True)),
+        *itertools.product(("gate_bias",), (-21, float("nan"), "shut", True)),
         *itertools.product(("sampled", "independent", "local"), (1, "yes", None)),
         ("sigma", "relu"),
         ("context_kind", "cnn"),
@@ -591,6 +592,19 @@ def test_sharpness_leaves_the_first_maps_alone(options: dict) -> None:
         steps.append(gradient[0])
     torch.testing.assert_close(*maps)
     torch.testing.assert_close(4 * steps[0], steps[1])
+
+
+@family
+def test_gate_bias_moves_the_first_gates_alone(options: dict) -> None:
+    x, query = (v.float() for v in random_inputs(6, 4))
+    for last, last_map, moved in ((False, "softmax", True), (True, "softmax", False),
+                                  (True, "gate", True)):  # fmt: skip
+        scores = []
+        for bias in (0.0, -2.0):
+            torch.manual_seed(3)
+            model = ARNN(3, 2, last=last, last_map=last_map, hidden=4, gate_bias=bias, **options)
+            scores.append(model.eval().gaussian(x, query)[0])
+        torch.testing.assert_close(scores[1] - scores[0], torch.full_like(scores[0], -2.0 * moved))
 
 
 @pytest.mark.parametrize(("shape", "block"), [((2, 5), 3), ((5, 2), 3), ((1, 1), 2), ((4, 4), 5)])

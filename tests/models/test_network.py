@@ -755,6 +755,20 @@ def test_pan_is_its_formula(kind, last):
         np.testing.assert_allclose(found[0], activated(score, last), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", [CTX, NoCTX])
+def test_a_gate_may_start_nearly_shut(kind):
+    x, query = torch.randn(2, 3, 5, 4), torch.randn(2, 4)
+    for last in (False, True):
+        maps = []
+        for bias in (0.0, -2.0):
+            torch.manual_seed(1)
+            maps.append(kind(3, 4, last=last, gate_bias=bias)(x, query))
+        odds = [a / (1 - a) for a in maps]
+        torch.testing.assert_close(odds[1], odds[0] * (1 if last else torch.tensor(-2.0).exp()))
+    with pytest.raises(InputError, match="gate_bias -30 is impossible: give a number from -20"):
+        kind(3, 4, last=False, gate_bias=-30)
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_san_is_its_formula(last):
     """softmax over positions of w . tanh(W_x x + W_q q), whichever layer it stands in."""

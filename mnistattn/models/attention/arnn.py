@@ -69,6 +69,7 @@ class ARNN(nn.Module):
         sharpness: ours, not in the paper: what a softmax is taken of is multiplied by it, from 0.01
             up. The states are within (-1, 1), so scores grow slowly and maps stay flat. The first
             weights of mu are divided by it: the same maps at the start, which sharpen faster.
+        gate_bias: ours, not in the paper: mu of the inner gates starts with this bias, see pan.py.
 
     Raises InputError for an option out of its range, and in `forward` for a map smaller than the
     block.
@@ -79,6 +80,7 @@ class ARNN(nn.Module):
         context_size: int = 3, context_kind: str = "conv", sampled: bool = False,
         independent: bool = False, sigma: str = "softplus", spread: float = 1.0,
         last_map: str = "softmax", block: int = 1, local: bool = False, sharpness: float = 1.0,
+        gate_bias: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         check.whole(hidden=hidden, context=context, block=block, context_size=context_size)
@@ -90,7 +92,9 @@ class ARNN(nn.Module):
             raise InputError(f"context_size {context_size} is even: give an odd number.")
         check.number(0, spread=spread)
         check.number(0.01, sharpness=sharpness)
+        check.number(-20, gate_bias=gate_bias)
         self.softmax = last and last_map == "softmax"
+        self.gate_bias = 0.0 if self.softmax else gate_bias
         self.sharpness = sharpness if self.softmax else 1.0
         self.hidden, self.block = hidden, block
         self.sampled, self.independent, self.spread = sampled, independent, spread
@@ -141,6 +145,8 @@ class ARNN(nn.Module):
                 self.up.weight.fill_(1)
             for linear in (self.left, self.right) if self.independent else (self.combine,):
                 linear.weight[0] /= self.sharpness  # the row that gives mu
+                if linear.bias is not None:
+                    linear.bias[0] += self.gate_bias
             if self.local:
                 self.local_score.weight /= self.sharpness
 

@@ -5,8 +5,13 @@ Progressive Attention Networks (Seo et al., BMVC 2018), as its released code has
 W_1 is a 3 x 3 convolution ('same') in ctx and 1 x 1 in noctx; ctx too is 1 x 1 in the last layer.
 The code has an embedding of the query per layer; here W_q maps the network's shared one, which for
 a query out of ten is the same thing.
+
+`gate_bias` is ours, off by default: a bias that the inner gates start with. A gate that starts
+half open may as well learn to shut on the digits as to open on them, since a later BatchNorm can
+turn the sign; one that starts nearly shut (-2: 0.12) has to open where something is to be seen.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,14 +24,20 @@ class CTX(nn.Module):
 
     context = 3
 
-    def __init__(self, channels: int, query_dim: int, *, last: bool, hidden: int = 32):
+    def __init__(
+        self, channels: int, query_dim: int, *, last: bool, hidden: int = 32, gate_bias: float = 0.0
+    ):
         super().__init__()
         check.whole(hidden=hidden)
+        check.number(-20, gate_bias=gate_bias)
         size = 1 if last else self.context
         self.last = last
         self.features = nn.Conv2d(channels, hidden, size, padding=size // 2)
         self.query = nn.Linear(query_dim, hidden, bias=False)
         self.score = nn.Conv2d(hidden, 1, 1)
+        if not last:
+            with torch.no_grad():
+                self.score.bias += gate_bias  # type: ignore[operator]
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:
         """x (B, C, H, W), query (B, Q) -> map (B, 1, H, W) in (0, 1); sums to 1 if last."""
