@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mnistattn.leaderboard.collect import companion
-from mnistattn.models.registry import MODELS
 from mnistattn.reproduction.report import Row, label, made_of
+from mnistattn.reproduction.tables import papers_models
 
 MEASURES = {"val_accuracy": ("accuracy, %", 100), "val_correctness": ("correctness", 1)}
 # Of Okabe and Ito (2008): told apart by colour-blind people, too; dashes differ where colours end.
@@ -21,9 +21,9 @@ DASHES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 
 
 
 def curves(title: str, rows: Sequence[Row]) -> bytes | None:
-    """A PNG of four panels, a line a run, a colour a model and recipe; None if no run has a
-    history."""
-    trained = [name for name, model in MODELS.items() if model.kind == "model"]
+    """A PNG of four panels, a line a run of the paper's models, a colour a model, dashes a recipe;
+    None if no run has a history."""
+    trained = papers_models()
     found = [(row, history) for row in rows if row.model in trained for history in _histories(row)]
     if not found:
         return None

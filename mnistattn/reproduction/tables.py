@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mnistattn.generators.variants import Spec, choose
+from mnistattn.models.registry import MODELS
 
 OBJECTS = 7  # digits an image, on average
 
@@ -54,7 +55,8 @@ DATA = {
 @dataclass(frozen=True)
 class Table:
     """A table of the paper. models: names, each with options. by_scale: whether it has the five
-    scale bins. quick: the data sets of a quick look at it (see QUICK)."""
+    scale bins. quick: the data sets of a quick look at it (see QUICK). layers: whether the maps of
+    the models' layers are shown side by side."""
 
     name: str
     title: str
@@ -62,6 +64,7 @@ class Table:
     data: tuple[str, ...]
     by_scale: bool = False
     quick: tuple[str, ...] = ()
+    layers: bool = False
 
 
 _SEVEN = tuple((name, dict[str, Any]()) for name in (
@@ -78,7 +81,8 @@ TABLES = {
               (("none", {}), ("arnn", {}), ("brnn", {"block": 3}), ("brnn", {})),
               ("mbg-up",), by_scale=True, quick=("mbg-up",)),
         Table("inverse", "Section 4.1: the inverse task, colour -> digit",
-              (("noctx", {}), ("ctx", {}), ("arnn", {})), ("mbg-inv",), quick=("mbg-inv",)),
+              (("noctx", {}), ("ctx", {}), ("arnn", {})), ("mbg-inv",), quick=("mbg-inv",),
+              layers=True),
         Table("multi", "Figure 6a: what samples of the attention cover",
               (("arnn", {}), ("arnn-sampled", {})), ("mbg-multi",), quick=("mbg-multi",)),
         Table("readings", "Two readings of the training set", (("ctx", {}), ("arnn", {})),
@@ -95,3 +99,9 @@ def chosen(names) -> list[Table]:
     """The tables of these names, `all` for all of them, each once. InputError for another name."""
     wanted = [choose("table", name, ("all", *TABLES)) for name in names]
     return [row for name, row in TABLES.items() if name in wanted or "all" in wanted]
+
+
+def papers_models() -> list[str]:
+    """The models of all tables, in the order of the package's."""
+    there = {name for table in TABLES.values() for name, _ in table.models}
+    return [name for name in MODELS if name in there]
