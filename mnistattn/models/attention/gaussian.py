@@ -105,8 +105,8 @@ class _Window(nn.Module):
         self.shape = nn.Linear(hidden, 4)
         with torch.no_grad():
             self.shape.weight *= 0.1
-            for i, start in enumerate((STRIDE, STRIDE, WIDTH, WIDTH)):
-                self.shape.bias[i] = math.log(math.expm1(start))
+            self.shape.bias[:2] = math.log(STRIDE / (1 - STRIDE))
+            self.shape.bias[2:] = math.log(math.expm1(WIDTH))
 
     def parameters_of(
         self, x: Tensor, query: Tensor, counts: tuple[int, int]
@@ -114,7 +114,8 @@ class _Window(nn.Module):
         """x (B, C, H, W), query (B, Q), counts: filters in y and x -> for y and for x the centre,
         stride and width, (B,) each, in pixels, as `filters` takes them."""
         centre, found = self.locate(x, query)
-        stride, width = F.softplus(wide(self.shape(found))).split(2, 1)
+        stride, width = wide(self.shape(found)).split(2, 1)
+        stride, width = torch.sigmoid(stride), F.softplus(width)
         axes = []
         for i, count in enumerate(counts):
             side = x.shape[2 + i]

@@ -35,9 +35,9 @@ class CTX(nn.Module):
         self.features = nn.Conv2d(channels, hidden, size, padding=size // 2)
         self.query = nn.Linear(query_dim, hidden, bias=False)
         self.score = nn.Conv2d(hidden, 1, 1)
-        if not last:
+        if not last and self.score.bias is not None:
             with torch.no_grad():
-                self.score.bias += gate_bias  # type: ignore[operator]
+                self.score.bias.add_(gate_bias)
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:
         """x (B, C, H, W), query (B, Q) -> map (B, 1, H, W) in (0, 1); sums to 1 if last."""
