@@ -1,10 +1,15 @@
 """What several tests share: a tiny generated data set, an easy set in memory, and the real data."""
 
+import functools
+import importlib
+import multiprocessing
+import multiprocessing.context
+import multiprocessing.forkserver
 import os
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +35,26 @@ def one_round() -> Iterator[None]:
         yield
 
 
+@functools.lru_cache(maxsize=6)  # the splits of two seeds, 110 MiB
+def _glyphs(draw: Callable, seed: int, split: str, count: int) -> tuple:
+    found = draw(seed, split, count)
+    for array in found:
+        array.flags.writeable = False
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strokes_once() -> Iterator[None]:
+    """The 70,000 glyphs of a seed are drawn once in this process, not for each data set: that takes
+    longer than all else of a small one. test_strokes.py, and other processes, draw their own."""
+    with pytest.MonkeyPatch.context() as patched:
+        if "mnistattn.generators.digits" in sys.modules:  # others do not pay for the import
+            module = importlib.import_module("mnistattn.generators.digits.strokes")
+            draw = functools.partial(_glyphs, module.stroke_glyphs)
+            patched.setattr(module, "stroke_glyphs", draw)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MREF of built-in digits, 64 / 24 / 40 images. Read it, copy it, never change it."""
@@ -40,6 +65,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MREF of 48 x 48 images, 48 / 16 / 20 of them: where a training is not what is looked at.
+    Read it, copy it, never change it."""
+    from mnistattn import generate
+
+    out = tmp_path_factory.mktemp("small") / "mref"
+    return generate("mref", out, seed=1, train=48, val=16, test=20, digits="strokes", size=48,
+                    max_scale=1.5, min_objects=2, max_objects=3, progress=False)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with MNIST/raw and scenes; skips where it is absent."""
     if not (REAL_DATA / "MNIST" / "raw").is_dir():
@@ -47,8 +83,38 @@ def real_data() -> Path:
     return REAL_DATA
 
 
+# What a rank does before it runs its command line: it takes its place, and speaks into two files.
+RANK = """
+import os, runpy, sys
+os.environ.update(told)
+for stream, file in enumerate(files, 1):
+    os.dup2(os.open(file, os.O_WRONLY), stream)
+module = line[0] == "-m"
+sys.argv = line[module:]
+runpy.run_module(line[1], run_name="__main__", alter_sys=True) if module else runpy.run_path(
+    line[0], run_name="__main__")
+"""
+IMPORTED = ["torch._dynamo", "torch.distributed", "mnistattn.cli.evaluate",
+            "mnistattn.evaluation.run", "mnistattn.models.attention.arnn"]  # fmt: skip
+
+
 @pytest.fixture(scope="session")
-def as_ranks():
+def rank_maker() -> multiprocessing.context.BaseContext:
+    """Where ranks come from: on Linux they are forked from a process that has imported torch and
+    has one thread, since imports take most of a rank's time."""
+    if not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(IMPORTED)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")  # counts when torch is imported
+        patched.setenv("PYTHONPATH", str(ROOT))
+        multiprocessing.forkserver.ensure_running()
+    return made
+
+
+@pytest.fixture(scope="session")
+def as_ranks(rank_maker, tmp_path_factory):
     """A function size, line, environment -> [(exit code, stdout, stderr)]: so many processes of one
     Python command line, each told its place as torchrun would; all are ended if one fails."""
 
@@ -57,21 +123,29 @@ def as_ranks():
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size),
-                "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment  # fmt: skip
-        processes = [
-            subprocess.Popen(
-                [sys.executable, *map(str, line)], text=True, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, env=os.environ | told | {"RANK": k, "LOCAL_RANK": k},
-            )
-            for k in map(str, range(size))
-        ]  # fmt: skip
+                "OMP_NUM_THREADS": "1"} | environment  # fmt: skip
+        folder = tmp_path_factory.mktemp("ranks")
+        ranks = []
+        for k in map(str, range(size)):
+            files = [folder / f"{k}.out", folder / f"{k}.err"]
+            for file in files:
+                file.touch()
+            place = told | {"RANK": k, "LOCAL_RANK": k}
+            given = {"told": place, "files": files, "line": [str(word) for word in line]}
+            ranks.append((rank_maker.Process(target=exec, args=(RANK, given)), files))
         try:
-            said = [process.communicate(timeout=seconds) for process in processes]
-            return [(p.returncode, *words) for p, words in zip(processes, said, strict=True)]
+            for process, _ in ranks:
+                process.start()
+            deadline = time.monotonic() + seconds
+            for process, _ in ranks:
+                process.join(deadline - time.monotonic())
+            said = [(p.exitcode, *(file.read_text() for file in files)) for p, files in ranks]
+            assert all(code is not None for code, *_ in said), f"after {seconds} s: {said}"
+            return said
         finally:
-            for process in processes:
+            for process, _ in ranks:
                 process.kill()
-                process.wait()
+                process.join()
 
     return run
 

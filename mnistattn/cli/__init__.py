@@ -17,8 +17,8 @@ from mnistattn.process import sleep_between_parallel_regions
 
 LAST_WORD = 2.0  # seconds
 COMMANDS = (
-    "generate", "info", "show", "verify", "export", "evaluate", "sweep", "reproduce", "models",
-    "new-attention", "check", "score", "retest", "compare", "leaderboard",
+    "generate", "info", "show", "verify", "export", "evaluate", "sweep", "reproduce", "layers",
+    "models", "new-attention", "check", "score", "retest", "compare", "leaderboard",
 )  # fmt: skip
 
 

@@ -28,8 +28,11 @@ from mnistattn.generators.variants import COUNTS
 @click.option("--lr", type=float, default=None, help="Instead of the recipe's.")
 @click.option("--data", default="data/reproduce", show_default=True, metavar="DIR",
               help="Where the data sets are, or are made.")  # fmt: skip
+@click.option("--data-seed", type=int, default=0, show_default=True,
+              help="Of the data sets that are made; one that is there has to have it, too."
+)  # fmt: skip
 @click.option("--out", default="runs/reproduce", show_default=True, metavar="DIR",
-              help="Where runs, reproduction.md and curves go.")  # fmt: skip
+              help="Where runs, reproduction.md and pictures go.")  # fmt: skip
 @click.option("--results", multiple=True, metavar="DIR",
               help="More results for the tables. Repeatable.")  # fmt: skip
 @click.option("--digits", default="auto", show_default=True, metavar="auto|mnist|strokes",
@@ -52,13 +55,14 @@ from mnistattn.generators.variants import COUNTS
               help="Processes, which share the cores.  [default: one a core]")  # fmt: skip
 def command(
     tables, dry_run, quick, report_only, seeds, recipe, data, out, results, device, train, val,
-    test, digits, backgrounds, data_root, epochs, batch_size, lr, **engine,
+    test, digits, backgrounds, data_root, data_seed, epochs, batch_size, lr, **engine,
 ) -> None:  # fmt: skip
     """Make the paper's data sets, train its models, and print its tables with ours beside them.
 
     TABLE is table1, table2, table3, inverse, multi (the paper's), readings (of the training set),
     or all. What is there is kept: an interrupted command goes on when it is given again. The
-    tables are written to OUT/reproduction.md, with learning curves if matplotlib is there.
+    tables are written to OUT/reproduction.md, with learning curves if matplotlib is there, and with
+    the layers' maps of the inverse task's models side by side (Figure 6b).
     """
     from mnistattn.evaluation.sweep import SweepError
     from mnistattn.reproduction.plan import (
@@ -80,6 +84,7 @@ def command(
         chosen(tables), Path(data), Path(out), parse_seeds(seeds), recipe or "fast",
         {"epochs": epochs, "batch_size": batch_size, "lr": lr}, quick, (train, val, test),
         {"digits": digits, "backgrounds": backgrounds, "data_root": data_root},
+        data_seed,
     )  # fmt: skip
     stops = any(request.recipe_of(row).patience for row in request.rows())
     if not report_only:
@@ -99,14 +104,15 @@ def command(
             if not any(error.results):
                 raise
             failure = error
-    _report(request, results)
+    _report(request, results, device)
     if failure:
         raise failure
 
 
-def _report(request, results) -> None:
+def _report(request, results, device) -> None:
     """Print the tables, and write them, with all others that there are results for."""
     from mnistattn.leaderboard.collect import collect
+    from mnistattn.reproduction.layers import layers
     from mnistattn.reproduction.report import report, rows_of
     from mnistattn.reproduction.tables import DATA, TABLES
 
@@ -132,6 +138,14 @@ def _report(request, results) -> None:
                 text += f"\n![Learning curves on {name}](curves-{name}.png)\n"
     except ImportError:
         say("no learning curves: pip install 'mnistattn[board]'")
+    for name in dict.fromkeys(n for table in tables if table.layers for n in table.data):
+        try:
+            made = layers(name, rows[name], device)
+        except MnistattnError as error:  # of a damaged run, say: the tables do not need it
+            say(f"no picture of layers: {error}")
+            continue
+        files |= made
+        text += "".join(f"\n![Maps of all layers on {name}]({file})\n" for file in made)
     files["reproduction.md"] = text.encode()
     try:
         request.out.mkdir(parents=True, exist_ok=True)

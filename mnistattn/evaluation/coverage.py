@@ -25,17 +25,13 @@ from tqdm import tqdm
 
 from mnistattn.dataset.read import Card, read_card
 from mnistattn.errors import InputError, MnistattnError
-from mnistattn.evaluation.checkpoint import load_tensors
 from mnistattn.evaluation.feed import Feed, load_feed
 from mnistattn.evaluation.metrics import combine, correctness, pointing
 from mnistattn.evaluation.picture import samples_picture
-from mnistattn.evaluation.recipes import Recipe
-from mnistattn.evaluation.result import read_result
-from mnistattn.evaluation.run import choose_device, load_weights, make_network, versions, whole
+from mnistattn.evaluation.reload import load_run
+from mnistattn.evaluation.run import choose_device, versions, whole
 from mnistattn.evaluation.step import autocast, sees_mask
 from mnistattn.models.network import Network
-from mnistattn.models.plugin import code_hash
-from mnistattn.models.registry import find
 
 COVERAGE_VERSION = 1
 PASSES = 200  # of the network in one batch, images times samples: 0.5 GiB at 100 pixels
@@ -256,34 +252,25 @@ def coverage_of_run(
     is computed. InputError for a request that cannot be met.
     """
     _check_samples(samples, seed)
-    file, raw = read_result(run)
-    if raw["format"] != "mnistattn-result":
-        raise InputError(f"{file} is a retest: give the run that it is of.")
-    checkpoint = file.with_name("model.safetensors")
-    if not checkpoint.exists():
-        raise InputError(f"{checkpoint} is missing: coverage needs a run directory's weights.")
-    row = find(model or raw["model"])
-    if row.kind == "plugged" and code_hash(row.load()) != raw["code"]:
-        raise InputError(f"the code of {row.name} is not what {file} was made with (SHA-256).")
+    trained = load_run(run, model)
+    file, raw = trained.file, trained.raw
     place = choose_device(device)
     card = data if isinstance(data, Card) else read_card(data)
-    options = raw["options"] | ({} if spread is None else {"spread": spread})
+    changed = {} if spread is None else {"spread": spread}
     request = {
         "format": "mnistattn-coverage", "coverage_version": COVERAGE_VERSION, "model": raw["model"],
-        "weights": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "weights": hashlib.sha256(trained.checkpoint.read_bytes()).hexdigest(),
         "variant": card.raw["variant"], "digest": card.digest("test"), "samples": samples,
-        "seed": seed, "spread": options.get("spread"),
+        "seed": seed, "spread": (raw["options"] | changed).get("spread"),
     }  # fmt: skip
     target, shown = file.with_name("coverage.json"), file.with_name("samples.png")
     kept = _kept(target, request) if shown.exists() else None
     if kept:
         return kept | {"file": str(target)}
-    network = make_network(row, options, card, Recipe(**raw["recipe"]), raw["seed"])
-    load_weights(network, *load_tensors(checkpoint), row, checkpoint)
-    network = network.to(place)
+    network = trained.network(place, card, **changed)
     feed = load_feed(card, "test", place, masks=True)
     made = coverage(network, feed, samples, seed, progress)
-    title = f"{row.paper_name} on {card.raw['paper_name']}"
+    title = f"{trained.row.paper_name} on {card.raw['paper_name']}"
     picture = _picture(network, feed, card, samples, seed, title)
     content = request | {"coverage": made, "versions": versions()}
     try:

@@ -2,12 +2,15 @@
 
 `attention_picture`: the image, the true mask, the map of each layer as the model made it, and the
 combined map over the image with the true mask's outline (cyan). `samples_picture`: the image, and
-several samples' combined maps over it, each with what it answered. As in the figures of Khandelwal
-and Sigal (ICCV 2019), each map is divided by its own maximum, so colours compare places within a
-map, not maps. Numpy and Pillow only.
+several samples' combined maps over it, each with what it answered. `layers_picture`: the image, and
+the maps of several models' layers over it. As in the figures of Khandelwal and Sigal (ICCV 2019),
+each map is divided by its own maximum, so colours compare places within a map, not maps. Numpy and
+Pillow only.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +41,8 @@ GAP = 6
 HEADING = 24
 CAPTION = 24
 PAD = 12  # of a panel
+NAME = 26  # of a panel's title
+BAR = 120  # of the legend's scale
 
 # Brightness rises evenly from black to pale yellow (after matplotlib's "inferno", by S. van der
 # Walt and N. Smith, CC0), so that the order of values survives a grey print and colour blindness.
@@ -87,7 +92,9 @@ def attention_picture(
     headings = ["image", "true mask", *(f"layer {i + 1}" for i in range(len(maps))), "combined"]
     blocks = 2 if count > 8 else 1
     rows = -(-count // blocks)
-    block_width = len(headings) * (width + GAP) - GAP + 2 * PAD
+    block_width = _panel_width(len(headings), width)
+    if blocks == 1:
+        block_width = max(block_width, _legend_width("true mask"))
     row_height = height + CAPTION + 8
     block_height = PAD + HEADING + rows * row_height
     page_width = blocks * (block_width + MARGIN // 2) - MARGIN // 2
@@ -158,7 +165,7 @@ def samples_picture(
     if samples == 1:
         headings = ["image", "attention"]
     width, height = _tile_size(side[1], side[0])
-    block_width = max(len(headings), 4) * (width + GAP) - GAP + 2 * PAD  # 4: the legend's width
+    block_width = max(_panel_width(len(headings), width), _legend_width("right digits"))
     row_height = 2 * CAPTION + height + 8
     block_height = PAD + HEADING + count * row_height
     picture, draw, top = _page(block_width, block_height, title)
@@ -178,6 +185,77 @@ def samples_picture(
             line = fitted(f"{sum(map(bool, correct[i]))} of {samples} right", width, font(14))
             draw.text((places[-1][0], y), line, font=font(14), fill=MUTED, anchor="lm")
     _legend(picture, top + block_height + MARGIN // 2 + 4, "right digits")
+    return picture
+
+
+class Looks(NamedTuple):
+    """What a model makes of n images. maps: of each layer, (n, H, W) float >= 0, finite, upsampled
+    to the images; said: its answers, n of them, and whether each is correct."""
+
+    name: str
+    maps: Sequence[NDArray[np.floating]]
+    said: Sequence[str]
+    correct: Sequence[bool]
+
+
+def layers_picture(
+    images: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
+    captions: Sequence[str],
+    models: Sequence[Looks],
+    title: str = "",
+) -> Image.Image:
+    """Draw n images as an RGB picture, one a row: the image, then a panel for each model with the
+    maps of all its layers over the image.
+
+    In the manner of Figure 6b of Khandelwal and Sigal (ICCV 2019). `images` (n, H, W, 3) uint8;
+    `masks` (n, H, W) bool, outlined on every map; `captions` n lines, query and answer, below the
+    images; what a model said is below its maps, green with a tick or red with a cross. Raises
+    ValueError if shapes, lengths or values do not fit.
+    """
+    images, masks = checked(images, masks)
+    count, (rows, columns) = len(images), images.shape[1:3]
+    drawn = []
+    for model in models:
+        maps = [_map(f"{model.name}, layer {k}", m, count) for k, m in enumerate(model.maps, 1)]
+        if not maps or any(m.shape != masks.shape for m in maps):
+            raise ValueError(f"The maps of {model.name} must be one or more of {masks.shape}, "
+                             f"not {[m.shape for m in maps]}.")  # fmt: skip
+        drawn.append(maps)
+    told = (captions, *(words for model in models for words in (model.said, model.correct)))
+    if not drawn or any(len(words) != count for words in told):
+        raise ValueError(f"There must be a model, and {count} captions and answers of each.")
+
+    size = width, height = _tile_size(columns, rows)
+    panels = [_panel_width(n, width) for n in (1, *map(len, drawn))]
+    page_width = max(sum(panels) + GAP * len(drawn), _legend_width("true mask"))
+    row_height = height + CAPTION + 8
+    head = PAD + NAME + HEADING
+    picture, draw, top = _page(page_width, head + count * row_height, title)
+    left, places = MARGIN, []
+    for panel, name, maps in zip(
+        panels, ("", *(m.name for m in models)), ([], *drawn), strict=True
+    ):
+        headings = [f"layer {k + 1}" for k in range(len(maps))] or ["image"]
+        _panel(draw, (left, top), (panel, head + count * row_height), headings, width, NAME)
+        line = fitted(name, panel - 2 * PAD, font(16))
+        draw.text((left + PAD, top + PAD + NAME // 2 - 4), line, font=font(16), fill=INK,
+                  anchor="lm")  # fmt: skip
+        places.append(left + PAD)
+        left += panel + GAP
+    for i in range(count):
+        y = top + head + i * row_height
+        words = y + height + CAPTION // 2
+        picture.paste(tile(images[i], size, _resample(columns, width)), (places[0], y))
+        line = fitted(captions[i], width, font(14))
+        draw.text((places[0], words), line, font=font(14), fill=INK, anchor="lm")
+        for x, model, maps in zip(places[1:], models, drawn, strict=True):
+            for k, layer in enumerate(maps):
+                shown = _over(images[i], masks[i], layer[i], size)
+                picture.paste(shown, (x + k * (width + GAP), y))
+            room = _panel_width(len(maps), width) - 2 * PAD
+            _caption(draw, (x, words), model.said[i], bool(model.correct[i]), room)
+    _legend(picture, top + head + count * row_height + MARGIN // 2 + 4, "true mask")
     return picture
 
 
@@ -204,15 +282,21 @@ def _panel(
     size: tuple[int, int],
     headings: Sequence[str],
     width: int,
+    above: int = 0,
 ) -> None:
-    """A panel with a heading above each column of tiles of this width."""
+    """A panel with a heading above each column of tiles of this width, and room above those."""
     left, top = place
     box = (left, top, left + size[0] - 1, top + size[1] - 1)
     draw.rounded_rectangle(box, 6, fill=PANEL, outline=BORDER)
     for column, heading in enumerate(headings):
         middle = left + PAD + column * (width + GAP) + width // 2
-        at = (middle, top + PAD + HEADING // 2 - 4)
+        at = (middle, top + PAD + above + HEADING // 2 - 4)
         draw.text(at, heading, font=font(14), fill=MUTED, anchor="mm")
+
+
+def _panel_width(columns: int, width: int) -> int:
+    """Of a panel with so many columns of tiles of this width."""
+    return columns * (width + GAP) - GAP + 2 * PAD
 
 
 def _map(name: str, values: NDArray[np.floating], count: int) -> NDArray[np.float64]:
@@ -285,18 +369,28 @@ def _caption(
 
 
 def _legend(picture: Image.Image, y: int, outline: str) -> None:
+    """What colours mean, and the outline; it ends at MARGIN + _legend_width(outline)."""
     draw = ImageDraw.Draw(picture)
-    bar = tile(heat(np.linspace(0, 1, 120)[None]), (120, 12))
-    small = font(13)
     x = MARGIN
-    for piece in ("0", bar, "each map's own maximum", "outline", outline):
-        if isinstance(piece, Image.Image):
-            picture.paste(piece, (x, y - 6))
-            x += piece.width + 8
+    for piece, width in _legend_pieces(outline):
+        if piece == "bar":
+            picture.paste(tile(heat(np.linspace(0, 1, BAR)[None]), (BAR, 12)), (x, y - 6))
         elif piece == "outline":
-            x += 20
-            draw.rectangle((x, y - 6, x + 12, y + 5), fill=MUTED, outline=TRUTH, width=2)
-            x += 20
+            draw.rectangle((x + 12, y - 6, x + 24, y + 5), fill=MUTED, outline=TRUTH, width=2)
         else:
-            draw.text((x, y), piece, font=small, fill=MUTED, anchor="lm")
-            x += round(small.getlength(piece)) + 8
+            draw.text((x, y), piece, font=font(13), fill=MUTED, anchor="lm")
+        x += width + 8
+
+
+def _legend_width(outline: str) -> int:
+    """Pixels that the legend takes."""
+    pieces = _legend_pieces(outline)
+    return sum(width for _, width in pieces) + 8 * (len(pieces) - 1)
+
+
+def _legend_pieces(outline: str) -> list[tuple[str, int]]:
+    """The legend from left to right, each piece with its width in pixels."""
+    drawn = {"bar": BAR, "outline": 25}
+    small = font(13)
+    return [(piece, drawn.get(piece) or math.ceil(small.getlength(piece)))
+            for piece in ("0", "bar", "each map's own maximum", "outline", outline)]  # fmt: skip

@@ -16,27 +16,11 @@ import numpy as np
 from mnistattn.dataset.read import Card, read_card, read_split
 from mnistattn.dataset.write import generate
 from mnistattn.errors import InputError, MnistattnError
-from mnistattn.evaluation.checkpoint import load_tensors
-from mnistattn.evaluation.recipes import Recipe
-from mnistattn.evaluation.result import (
-    RETEST_VERSION,
-    read_result,
-    read_samples,
-    write_json,
-    write_samples,
-)
-from mnistattn.evaluation.run import (
-    choose_device,
-    load_test,
-    load_weights,
-    make_network,
-    versions,
-    whole,
-)
+from mnistattn.evaluation.reload import load_run
+from mnistattn.evaluation.result import RETEST_VERSION, read_samples, write_json, write_samples
+from mnistattn.evaluation.run import choose_device, load_test, versions, whole
 from mnistattn.evaluation.score import same_mean, score_samples, summarize
 from mnistattn.evaluation.step import sees_mask
-from mnistattn.models.plugin import code_hash
-from mnistattn.models.registry import find
 
 
 def retest(
@@ -51,19 +35,11 @@ def retest(
     and the photos are now. Writes result.retest-SEED.json and .h5 beside the result. Raises
     InputError for a request that cannot be met.
     """
-    file, raw = read_result(result)
-    if raw["format"] != "mnistattn-result":
-        raise InputError(f"{file} is a retest itself: give the result that it is of.")
-    dataset = raw["dataset"]
+    run = load_run(result, model)
+    file, raw, dataset = run.file, run.raw, run.raw["dataset"]
     if test_seed == dataset["seed"]:
         raise InputError(f"test seed {test_seed} is the data set's own: give another.")
     samples = read_samples(file, raw)
-    checkpoint = file.with_name("model.safetensors")
-    if not checkpoint.exists():
-        raise InputError(f"{checkpoint} is missing: only a run directory can be tested again.")
-    row = find(model or raw["model"])
-    if row.kind == "plugged" and code_hash(row.load()) != raw["code"]:
-        raise InputError(f"the code of {row.name} is not what {file} was made with (SHA-256).")
     place = choose_device(device)
 
     target = file.with_name(f"{file.stem}.retest-{test_seed}.json")
@@ -86,12 +62,8 @@ def retest(
                 raise MnistattnError(f"{common} images of the fresh test set occur in the old one.")
             say(f"a fresh test set: {n} images of seed {test_seed}, none of them in that of seed "
                 f"{dataset['seed']}")  # fmt: skip
-            recipe = Recipe(**raw["recipe"])
-            network = make_network(row, raw["options"], fresh, recipe, raw["seed"])
-            tensors, note = load_tensors(checkpoint)
-            load_weights(network, tensors, note, row, checkpoint)
+            network = run.network(place, fresh)
             test, masks, scale = load_test(fresh, place, sees_mask(network))
-            network = network.to(place)
             again = score_samples(network, test, masks, scale, progress=progress)
             digest = fresh.digest("test")
         stem = target.with_suffix(".h5")

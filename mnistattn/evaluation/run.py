@@ -184,7 +184,7 @@ def _write(job: _Job, network: nn.Module, identity: dict, history: list[dict]) -
     samples = score_samples(network, test, masks, scale, progress=job.progress)
     if "pixel_auroc" in samples and (samples["pixel_auroc"] == 0.5).all() and row.kind == "plugged":
         job.say(f"note: every map of {row.name} is constant, so its correctness is that of chance")
-    layers, product = _gallery(network, test, masks)
+    layers, product = gallery_maps(network, test)
     kept_samples = samples | ({"gallery": _small(product)} if layers else {})
     defaults = row.defaults()
     run.mkdir(parents=True, exist_ok=True)
@@ -422,17 +422,19 @@ def whole(file: Path, write: Callable[[Path], object]) -> None:
 
 
 @torch.inference_mode()
-def _gallery(network, test: Feed, masks) -> tuple[list[np.ndarray], np.ndarray]:
+def gallery_maps(network: nn.Module, test: Feed) -> tuple[list[np.ndarray], np.ndarray]:
     """Of the first sixteen test images: the map of each layer (n, h, w), and the combined one
     (n, H, W), zero for a network without attention."""
+    height, width = test.images.shape[1:3]
     index = torch.arange(min(GALLERY, len(test)))
     told = {"mask": test.masks(index, test.query[index])} if sees_mask(network) else {}
     attend = getattr(network, "attend", network)
     with autocast(test.device):
         _, out = attend(test.batch(index), test.query[index].to(test.device), **told)
     maps = [a.float().cpu() for a in out["attention"]]
-    size = masks.shape[1:]
-    product = combine(maps, size).numpy() if maps else np.zeros((len(index), *size))
+    product = np.zeros((len(index), height, width))
+    if maps:
+        product = combine(maps, (height, width)).numpy()
     return [a[:, 0].numpy() for a in maps], product
 
 

@@ -35,7 +35,8 @@ TIMED = 3  # steps, after the ones that warm up
 @dataclass(frozen=True)
 class Request:
     """What is to be reproduced, and from what. data, out: folders in which each data set has one of
-    its own. changes: of the recipe. sources: digits, backgrounds, data_root of `generate`."""
+    its own. seeds: of the runs. changes: of the recipe. sources: digits, backgrounds, data_root of
+    `generate`; data_seed: its seed."""
 
     tables: Sequence[Table]
     data: Path
@@ -46,6 +47,7 @@ class Request:
     quick: bool = False
     counts: tuple[int, int, int] = (COUNTS["train"], COUNTS["val"], COUNTS["test"])
     sources: dict[str, Any] | None = None
+    data_seed: int = 0
 
     def home(self, name: str) -> Path:
         """Where the runs on a data set go; those of a quick look have another recipe."""
@@ -101,6 +103,9 @@ def check(request: Request, device: str = "auto", **engine: Any) -> None:
             raise InputError(f"{n} images in {name} are too few: give 2 or more.")
     if len(set(request.seeds)) < len(request.seeds) or not request.seeds:
         raise InputError("a seed is asked for twice, or none is: give each once.")
+    if not 0 <= request.data_seed < 1 << 63:
+        raise InputError(f"data seed {request.data_seed} is out of range: give a whole number from "
+                         "0 to 2^63 - 1.")  # fmt: skip
     sources = request.sources or {}
     choose("digit source", sources.get("digits", "auto"), DIGITS)
     under = _under(request)
@@ -123,7 +128,8 @@ def make_data(request: Request, say: Callable[[str], None], progress: bool) -> N
             continue
         train, val, test = request.counts
         generate(row.variant, path, train=row.train_images(train), val=val, test=test,
-                 say=say, progress=progress, **row.options, **(request.sources or {}))  # fmt: skip
+                 seed=request.data_seed, say=say, progress=progress, **row.options,
+                 **(request.sources or {}))  # fmt: skip
 
 
 def _check(request: Request, row: Data, path: Path) -> None:
@@ -136,6 +142,11 @@ def _check(request: Request, row: Data, path: Path) -> None:
             f"{path} is not the data set '{row.name}' of this request (another variant, option or "
             "number of images): give another --data."
         )
+    if card.raw["seed"] != request.data_seed:
+        raise InputError(f"{path} was made with seed {card.raw['seed']}, not {request.data_seed}: "
+                         f"give --data-seed {card.raw['seed']}, or another --data.")  # fmt: skip
+    if card.raw["sources"]["digits"].get("split", "separate") != "separate":
+        raise InputError(f"{path} has digits of one pool in all splits: give another --data.")
     wanted = (request.sources or {}).get("digits", "auto")
     if wanted != "auto" and card.raw["sources"]["digits"]["source"] != wanted:
         raise InputError(f"{path} has other digits than '{wanted}': give another --data.")

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnistattn.evaluation.picture import RIGHT, WRONG, attention_picture, heat
+from mnistattn.dataset.sheet import MARGIN, PAGE
+from mnistattn.evaluation.picture import (
+    RIGHT,
+    WRONG,
+    Looks,
+    attention_picture,
+    heat,
+    layers_picture,
+    samples_picture,
+)
 
 
 def scene(count=16, layers=4, side=100):
@@ -112,3 +121,110 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             attention_picture(**dict(data, **change))
+
+
+def legend(picture):
+    """Its pixels, from its first to its last column."""
+    pixels = np.asarray(picture)[-MARGIN - 10 :]
+    columns = np.flatnonzero((pixels != PAGE).any(axis=(0, 2)))
+    return pixels[:, columns[0] : columns[-1] + 1], columns[-1]
+
+
+@pytest.mark.parametrize("count", [1, 8, 9])
+def test_the_legend_is_whole(count):
+    """However narrow the picture: of a model without maps, say."""
+    wide, _ = legend(attention_picture(**scene(2)))
+    narrow = attention_picture(**dict(scene(count, layers=0), title=""))
+    found, last = legend(narrow)
+    assert found.shape == wide.shape and (found == wide).all()
+    assert last < narrow.width - MARGIN
+    data = scene(2, side=80)
+    one = samples_picture(data["images"], data["masks"], data["product"][:, None], ["a"] * 2,
+                          [["b"]] * 2, [[True]] * 2)  # fmt: skip
+    assert legend(one)[1] < one.width - MARGIN
+
+
+# ------------------------------------------------------------------------------- several models
+
+
+def looks(count=3, layers=(4, 1), side=100):
+    rng = np.random.default_rng(1)
+    return [
+        Looks(f"model {n}", [rng.random((count, side, side)) for _ in range(n)],
+              [f"said {i}" for i in range(count)], [i % 2 == 0 for i in range(count)])
+        for n in layers
+    ]  # fmt: skip
+
+
+def together(count=3, side=100, **more):
+    data = scene(count, side=side)
+    given = {"images": data["images"], "masks": np.zeros_like(data["masks"]),
+             "captions": ["red -> 5"] * count, "models": looks(count, side=side)}  # fmt: skip
+    return given | more
+
+
+def over(image, values):
+    """A map over an image, without a mask, pixel by pixel."""
+    luma = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    values = values / values.max()
+    weight = 0.9 * np.sqrt(values)[..., None]
+    return ((1 - weight) * np.float32(0.55) * luma[..., None] + weight * heat(values)).astype(int)
+
+
+def test_images_and_all_maps_stand_in_their_row_side_by_side():
+    given = together()
+    pixels = np.asarray(layers_picture(**given)).astype(int)
+    lefts = [24 + 12]
+    for model in given["models"]:
+        lefts += [lefts[-1] + 100 + 12 + 6 + 12]
+        lefts += [lefts[-1] + 106 * k for k in range(1, len(model.maps))]
+    maps = [layer for model in given["models"] for layer in model.maps]
+    for i in range(3):
+        top = 24 + 12 + 26 + 24 + i * (100 + 24 + 8)
+        row = [pixels[top : top + 100, x : x + 100] for x in lefts]
+        assert (row[0] == given["images"][i]).all()
+        for found, layer in zip(row[1:], maps, strict=True):
+            assert abs(found - over(given["images"][i], layer[i])).max() <= 1
+    assert pixels.shape[1] == lefts[-1] + 100 + 12 + 24
+
+
+def test_each_map_is_over_its_own_maximum_and_the_mask_is_outlined():
+    given = together()
+    one = layers_picture(**given)
+    fainter = [m._replace(maps=[layer * 1e-6 for layer in m.maps]) for m in given["models"]]
+    assert layers_picture(**(given | {"models": fainter})).tobytes() == one.tobytes()
+    masks = scene(3)["masks"]
+    outlined = np.asarray(layers_picture(**(given | {"masks": masks})))
+    changed = (outlined != np.asarray(one)).any(2)
+    assert changed[:, :124].sum() == 0  # the image itself stays as it is
+    found = np.diff(np.flatnonzero(changed.any(0)), prepend=0)
+    assert (found > 50).sum() == 5  # on each of five maps
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_answers_are_green_or_red(right):
+    models = [m._replace(correct=[right] * 3) for m in looks()]
+    found = colours(layers_picture(**together(models=models)))
+    assert (RIGHT in found, WRONG in found) == (right, not right)
+
+
+def test_one_small_map_has_a_whole_legend_and_a_title():
+    given = together(count=1, side=28, models=looks(1, layers=(1,), side=28))
+    picture = layers_picture(**given)
+    assert legend(picture)[1] < picture.width - MARGIN
+    assert layers_picture(**given, title="What is seen").height > picture.height
+
+
+def test_looks_that_do_not_fit_are_refused():
+    given = together()
+    first = given["models"][0]
+    for change, message in (
+        ({"models": []}, "There must be a model"),
+        ({"captions": ["one"]}, "3 captions"),
+        ({"models": [first._replace(said=["1"])]}, "3 captions and answers"),
+        ({"models": [first._replace(maps=[])]}, "of model 4 must be one or more"),
+        ({"models": [first._replace(maps=[np.ones((3, 4, 4))])]}, r"of \(3, 100, 100\)"),
+        ({"models": [first._replace(maps=[-first.maps[0]])]}, "model 4, layer 1 must hold finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layers_picture(**(given | change))

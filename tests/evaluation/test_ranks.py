@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mnistattn.cli import main
 from mnistattn.errors import InputError
 from mnistattn.evaluation.feed import Feed
 from mnistattn.evaluation.ranks import ALONE, Ranks, Together, check_batch, launched, together
@@ -95,28 +97,16 @@ def normed(kind: str, ranks: Ranks) -> dict[str, Tensor]:
     return found
 
 
-def normed_by_ranks(folder: Path) -> None:
-    ranks = launched()
-    with together(ranks, CPU):
-        for kind in NORMS:
-            found = {k: v.contiguous() for k, v in normed(kind, ranks).items()}
-            save_file(found, folder / f"{kind}-{ranks.rank}.safetensors")
-
-
-def test_batch_norms_are_over_all_images(tmp_path, as_ranks):
-    for code, _, said in as_ranks(3, [__file__, "normed_by_ranks", tmp_path]):
-        assert code == 0, said
-    for kind in NORMS:
-        expected = normed(kind, ALONE)
-        for rank in range(3):
-            found = load_file(tmp_path / f"{kind}-{rank}.safetensors")
-            assert found.keys() == expected.keys()
-            for name, value in expected.items():
-                if name.startswith("x"):
-                    value = value[Ranks(rank, 3).part(7)]
-                torch.testing.assert_close(
-                    found[name], value, rtol=1e-9, atol=1e-9, msg=f"{kind}, {name}"
-                )
+@pytest.mark.parametrize("kind", NORMS)
+def test_batch_norms_are_over_all_images(three, kind):
+    expected = normed(kind, ALONE)
+    for rank in range(3):
+        found = load_file(three / f"{kind}-{rank}.safetensors")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            if name.startswith("x"):
+                value = value[Ranks(rank, 3).part(7)]
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
 # ------------------------------------------------------------------------------------- training
@@ -153,44 +143,70 @@ class Double(Feed):
         return super().batch(index).double()
 
 
-def trained_by_ranks(folder: Path, model: str) -> None:
+MODELS = ["ctx", "arnn", "noctx"]
+BEGUN = "begun by one"  # a run of ctx, of which one process has made two epochs
+
+
+def by_three(folder: Path) -> None:
+    """All that the tests here want of a rank: that ranks start takes longer than what they do."""
     ranks = launched()
     with together(ranks, CPU):
-        weights, history = trained(model, ranks, folder / "run")
-    save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"{ranks.rank}.safetensors")
-    (folder / f"{ranks.rank}.json").write_text(json.dumps(history))
+        for kind in NORMS:
+            found = {k: v.contiguous() for k, v in normed(kind, ranks).items()}
+            save_file(found, folder / f"{kind}-{ranks.rank}.safetensors")
+        for name in (*MODELS, BEGUN):
+            model = "ctx" if name == BEGUN else name
+            weights, history = trained(model, ranks, folder / name)
+            found = {k: v.contiguous() for k, v in weights.items()}
+            save_file(found, folder / name / f"{ranks.rank}.safetensors")
+            (folder / name / f"{ranks.rank}.json").write_text(json.dumps(history))
 
 
-@pytest.mark.parametrize("model", ["ctx", "arnn", "noctx"])
-def test_a_training_is_that_of_one_process(tmp_path, as_ranks, model):
-    (tmp_path / "run").mkdir()
-    for code, _, said in as_ranks(3, [__file__, "trained_by_ranks", tmp_path, model]):
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The trainings of one process, by model: weights, history, and its run directory."""
+    made = {}
+    for model in MODELS:
+        run = tmp_path_factory.mktemp("alone")
+        made[model] = (*trained(model, ALONE, run), run)
+    return made
+
+
+@pytest.fixture(scope="module")
+def three(alone, tmp_path_factory, as_ranks) -> Path:
+    """Where three processes have written what `by_three` makes."""
+    folder = tmp_path_factory.mktemp("three")
+    for name in (*MODELS, BEGUN):
+        (folder / name).mkdir()
+    shutil.copy(alone["ctx"][2] / PREVIOUS, folder / BEGUN / STATE)
+    for code, _, said in as_ranks(3, [__file__, "by_three", folder]):
         assert code == 0, said
-    weights, history = trained(model, ALONE)
+    return folder
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_training_is_that_of_one_process(three, alone, model):
+    weights, history, _ = alone[model]
     for rank in range(3):
-        found = load_file(tmp_path / f"{rank}.safetensors")
-        for name, value in weights.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
-        for one, other in zip(
-            json.loads((tmp_path / f"{rank}.json").read_text()), history, strict=True
-        ):
+        same_weights(three / model / f"{rank}.safetensors", weights)
+        found = json.loads((three / model / f"{rank}.json").read_text())
+        for one, other in zip(found, history, strict=True):
             assert one == pytest.approx(other, rel=1e-4)
-    assert load_state(tmp_path / "run")[1]["history"][-1]["epoch"] == 3
+    assert load_state(three / model)[1]["history"][-1]["epoch"] == 3
 
 
-def test_ranks_go_on_where_one_process_was(tmp_path, as_ranks):
-    run = tmp_path / "run"
-    run.mkdir()
-    trained("ctx", ALONE, run)
-    (run / PREVIOUS).replace(run / STATE)
-    before = load_state(run)[1]["history"]
-    assert len(before) == 2
-    for code, _, said in as_ranks(2, [__file__, "trained_by_ranks", tmp_path, "ctx"]):
-        assert code == 0, said
-    after = load_state(run)[1]["history"]
-    assert after[:2] == before and len(after) == 3  # times and all: those epochs were not repeated
-    weights, _ = trained("ctx", ALONE)
-    found = load_file(tmp_path / "1.safetensors")
+def test_ranks_go_on_where_one_process_was(three, alone):
+    weights, _, run = alone["ctx"]
+    whole = load_state(run)[1]["history"]
+    after = load_state(three / BEGUN)[1]["history"]
+    # Times and all: those epochs were not repeated, but the last one was made.
+    assert after[:2] == whole[:2] and len(after) == len(whole) == 3
+    assert after[2]["seconds"] != whole[2]["seconds"]
+    same_weights(three / BEGUN / "1.safetensors", weights)
+
+
+def same_weights(file: Path, weights: dict[str, Tensor]) -> None:
+    found = load_file(file)
     for name, value in weights.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -207,15 +223,37 @@ def torchrun(*words, size: int = 2) -> subprocess.CompletedProcess:
                           timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
 
 
-def test_torchrun_gives_the_scores_of_one_process(tiny, tmp_path, as_ranks):
-    request = ["--model", "ctx", "--data", tiny, *REQUEST, "--out"]
-    done = torchrun(*MODULE, *request, tmp_path / "two")
+def request(data: Path, out: Path) -> list:
+    return [*MODULE, "--model", "ctx", "--data", data, *REQUEST, "--out", out]
+
+
+@pytest.fixture(scope="module")
+def by_one(small, tmp_path_factory) -> Path:
+    """A run by this process, with one thread as theirs are."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["mnistattn", *map(str, request(small, run)[2:])])
+        with pytest.raises(SystemExit) as left:
+            main()
+    torch.set_num_threads(threads)
+    assert left.value.code == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(small, tmp_path_factory) -> Path:
+    """A run by two processes that torchrun started."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    done = torchrun(*request(small, run))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("samples.h5") == 1  # one of them speaks
-    line = [sys.executable, *MODULE, *request, tmp_path / "one"]
-    subprocess.run([str(w) for w in line], check=True, capture_output=True,
-                   env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
+    return run
+
+
+def test_torchrun_gives_the_scores_of_one_process(by_one, by_torchrun):
+    one, two = (json.loads((run / "result.json").read_text()) for run in (by_one, by_torchrun))
     for name in ("recipe", "seed", "trained_on", "epochs_trained", "options"):
         assert one[name] == two[name]
     assert two["cost"]["device"].startswith("2 x CPU")
@@ -225,48 +263,52 @@ def test_torchrun_gives_the_scores_of_one_process(tiny, tmp_path, as_ranks):
     assert hits[0] == pytest.approx(hits[1], abs=2)
     found = [run["scores"]["masks"]["correctness"]["value"] for run in (one, two)]
     assert found[0] == pytest.approx(found[1], rel=2e-2)
-    curves = [json.loads((tmp_path / n / "curve.json").read_text()) for n in ("one", "two")]
+    curves = [json.loads((run / "curve.json").read_text()) for run in (by_one, by_torchrun)]
     for first, second in zip(*curves, strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=2e-2)
-    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(
-        p.name for p in (tmp_path / "one").iterdir()
-    )
-    # A run that is there is scored by the first alone, as by one process.
-    again = as_ranks(2, [*MODULE, *request, tmp_path / "one"])
+    assert {p.name for p in by_torchrun.iterdir()} == {p.name for p in by_one.iterdir()}
+
+
+def test_a_run_that_is_there_is_scored_by_the_first_alone(by_one, small, tmp_path, as_ranks):
+    """As by one process."""
+    run = Path(shutil.copytree(by_one, tmp_path / "run"))
+    again = as_ranks(2, request(small, run))
     assert [code for code, *_ in again] == [0, 0], again
     assert [("samples.h5" in said) for _, said, _ in again] == [True, False]
-    assert json.loads((tmp_path / "one" / "result.json").read_text())["scores"] == one["scores"]
+    scores = [json.loads((p / "result.json").read_text())["scores"] for p in (by_one, run)]
+    assert scores[0] == scores[1]
 
 
-def test_a_wrong_request_is_said_once(tiny, tmp_path):
-    done = torchrun(*MODULE, "--model", "nonsense", "--data", tiny, "--out", tmp_path / "run")
+def test_a_wrong_request_is_said_once(small, tmp_path):
+    done = torchrun(*MODULE, "--model", "nonsense", "--data", small, "--out", tmp_path / "run")
     assert done.returncode != 0
     assert done.stderr.count("mnistattn: unknown model") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sweep_starts_its_own_processes(tiny, tmp_path, as_ranks):
-    line = ["-m", "mnistattn", "sweep", "--models", "ctx", "--data", tiny, "--out", tmp_path]
-    code, _, said = as_ranks(2, line)[0]
-    assert code == 2 and "without torchrun" in said and "Traceback" not in said
+def test_a_sweep_starts_its_own_processes(small, tmp_path, monkeypatch, capsys):
+    line = ["sweep", "--models", "ctx", "--data", str(small), "--out", str(tmp_path)]
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["mnistattn", *line])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and "without torchrun" in said and "Traceback" not in said
 
 
 def evaluated_by_ranks(run: Path, *data: str) -> None:
     """As the command line, each rank with the data set of its number."""
-    from mnistattn.cli import main
-
-    data_of_mine = data[int(os.environ["RANK"]) % len(data)]
-    sys.argv = ["mnistattn", "evaluate", "--model", "ctx", "--data", data_of_mine,
-                "--out", str(run), *REQUEST]  # fmt: skip
+    sys.argv = ["mnistattn", *map(str, request(data[launched().rank % len(data)], run)[2:])]
     main()
 
 
-def test_a_rank_with_another_data_set(tiny, tmp_path, as_ranks):
-    from mnistattn import generate
-
-    other = generate("mref", tmp_path / "other", seed=2, train=64, val=24, test=40,
-                     digits="strokes", progress=False)  # fmt: skip
-    first, second = as_ranks(2, [__file__, "evaluated_by_ranks", tmp_path / "run", tiny, other])
+def test_a_rank_with_another_data_set(small, tmp_path, as_ranks):
+    other = Path(shutil.copytree(small, tmp_path / "other"))
+    card = json.loads((other / "dataset.json").read_text())
+    card["splits"]["train"]["digest"] = "0" * 64
+    (other / "dataset.json").write_text(json.dumps(card))
+    first, second = as_ranks(2, [__file__, "evaluated_by_ranks", tmp_path / "run", small, other])
     assert second[0] == 2 and "process 1 of 2 has another data set" in second[2]
     assert first[0] == 1 and "lost the others" in first[2]
     assert "Traceback" not in first[2] + second[2]
@@ -288,16 +330,15 @@ def killed_by_rank(run: Path, data: str, epoch: str) -> None:
     evaluated_by_ranks(run, data)
 
 
-def test_a_rank_that_dies_loses_no_epoch(tiny, tmp_path, as_ranks):
-    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    first, second = as_ranks(2, [__file__, "killed_by_rank", run, tiny, "1"])
+def test_a_rank_that_dies_loses_no_epoch(by_torchrun, small, tmp_path, as_ranks):
+    run = tmp_path / "run"
+    first, second = as_ranks(2, [__file__, "killed_by_rank", run, small, "1"])
     assert second[0] == -signal.SIGKILL
     assert first[0] == 1 and "lost the others" in first[2] and "Traceback" not in first[2]
     assert len(load_state(run)[1]["history"]) == 1
-    for out in (run, undisturbed):
-        for code, _, said in as_ranks(2, [__file__, "evaluated_by_ranks", out, tiny]):
-            assert code == 0, said
-    one, two = (load_file(out / "model.safetensors") for out in (run, undisturbed))
+    for code, _, said in as_ranks(2, request(small, run)):
+        assert code == 0, said
+    one, two = (load_file(out / "model.safetensors") for out in (run, by_torchrun))
     assert all(torch.equal(one[name], two[name]) for name in two)
 
 

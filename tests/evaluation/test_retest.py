@@ -169,7 +169,7 @@ def sources_that_differ(run: Path) -> None:
 REFUSED = {
     "own seed": (lambda run: None, {"test_seed": 1}, "test seed 1 is the data set's own"),
     "no checkpoint": (lambda run: (run / "model.safetensors").unlink(), {},
-                      "model.safetensors is missing: only a run directory can be tested again"),
+                      "model.safetensors is missing: give a run directory with its weights"),
     "another checkpoint": (lambda run: (run / "model.safetensors").write_text("text"), {},
                            "is damaged"),
     "other sources": (sources_that_differ, {}, "do not give the test split of"),
@@ -196,7 +196,7 @@ def test_what_cannot_be_retested_is_one_sentence_and_nothing_written(ctx, name):
 
 
 def test_a_retest_itself_is_refused(again):
-    with pytest.raises(InputError, match="is a retest itself: give the result that it is of"):
+    with pytest.raises(InputError, match="is a retest: give the run that it is of"):
         quiet(again[0] / "result.retest-7.json", test_seed=8)
 
 

@@ -15,14 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from mnistattn import cli as cli_module
-from mnistattn import engines, evaluate, generate
+from mnistattn import engines, evaluate
 from mnistattn.cli.sweep import parse_models, parse_seeds
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation import sweep as module
 from mnistattn.evaluation.sweep import Cell, SweepError, data_names, plan, summary, sweep
 
 FEW = {"epochs": 1, "batch_size": 16}
-SMALL = {"size": 48, "max_scale": 1.5, "min_objects": 2, "max_objects": 3}
 MODELS = ["none", ("ctx", {"hidden": 8})]
 NAMES = [f"mref-{model}-fast-seed{seed}" for seed in (0, 1) for model in ("none", "ctx-hidden=8")]
 # Written out, as a worker imports it by its path.
@@ -54,11 +53,9 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(small) -> Path:
     """An MREF of 48 x 48 images, 48 / 16 / 20 of them."""
-    out = tmp_path_factory.mktemp("small") / "mref"
-    return generate("mref", out, seed=1, train=48, val=16, test=20, digits="strokes",
-                    progress=False, **SMALL)  # fmt: skip
+    return small
 
 
 @pytest.fixture(scope="module")

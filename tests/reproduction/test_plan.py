@@ -1,6 +1,7 @@
 """The experiments as cells of a sweep: what is made, what is kept, what is refused, how long."""
 
 import importlib.util
+import json
 import shlex
 import shutil
 from dataclasses import replace
@@ -21,6 +22,7 @@ from mnistattn.reproduction.plan import (
     Expected,
     Request,
     cells,
+    check,
     duration,
     expect,
     in_words,
@@ -185,6 +187,36 @@ def test_a_folder_of_another_data_set_is_refused(home, tmp_path, timed, there, n
         with pytest.raises(InputError, match=f"{tmp_path / name} .*give another --data"):
             act()
     assert tree(tmp_path) == before
+
+
+def test_data_sets_of_another_seed_are_refused(home, tmp_path, timed):
+    """But for the seed that is asked for: then it is the data set."""
+    shutil.copytree(home / "mbg", tmp_path / "mbg")
+    card = json.loads((tmp_path / "mbg/dataset.json").read_text())
+    (tmp_path / "mbg/dataset.json").write_text(json.dumps(card | {"seed": 7}))
+    asked = replace(request_for("readings", data=tmp_path), tables=[only("readings", "mbg")])
+    words = f"{tmp_path / 'mbg'} was made with seed 7, not 0: give --data-seed 7, or another --data"
+    for act in (check, lambda r: make_data(r, quiet, False), lambda r: expect(r, "cpu"), cells):
+        with pytest.raises(InputError, match=words):
+            act(asked)
+        act(replace(asked, data_seed=7))
+
+
+def test_data_sets_are_made_with_the_seed(tmp_path):
+    asked = request_for("multi", data=tmp_path, data_seed=5, counts=(2, 2, 2))
+    make_data(asked, quiet, False)
+    make_data(asked, quiet, False)
+    assert read_card(tmp_path / "mbg-multi").raw["seed"] == 5
+
+
+def test_digits_of_one_pool_are_refused(home, tmp_path):
+    shutil.copytree(home / "mref", tmp_path / "mref")
+    card = json.loads((tmp_path / "mref/dataset.json").read_text())
+    card["sources"]["digits"]["split"] = "pooled"
+    (tmp_path / "mref/dataset.json").write_text(json.dumps(card))
+    asked = replace(request_for("table1", data=tmp_path), tables=[only("table1", "mref")])
+    with pytest.raises(InputError, match="has digits of one pool in all splits: give another"):
+        make_data(asked, quiet, False)
 
 
 def test_photos_are_no_textures(photos):

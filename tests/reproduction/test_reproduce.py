@@ -19,7 +19,8 @@ from mnistattn.cli import COMMANDS
 from mnistattn.dataset.read import read_card
 from mnistattn.errors import MnistattnError
 from mnistattn.leaderboard.collect import collect
-from mnistattn.reproduction.report import report
+from mnistattn.reproduction.layers import layers
+from mnistattn.reproduction.report import report, rows_of
 from mnistattn.reproduction.tables import TABLES, chosen
 
 _spec = importlib.util.spec_from_file_location("invent", Path(__file__).with_name("invent.py"))
@@ -27,7 +28,7 @@ assert _spec and _spec.loader
 i = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(i)
 
-SMALL = ("--digits strokes --train 64 --val 24 --test 40 --epochs 1 --batch-size 16 --seeds 0 "
+SMALL = ("--digits strokes --train 32 --val 8 --test 12 --epochs 1 --batch-size 16 --seeds 0 "
          "--device cpu --workers 0")  # fmt: skip
 FEW = "--digits strokes --train 8 --val 4 --test 4 --seeds 0 --device cpu --workers 0"
 NAMES = [f"mbg-multi-{model}-fast-seed0" for model in ("arnn", "arnn-sampled")]
@@ -180,7 +181,7 @@ def test_a_dry_run_of_what_is_there(made, timed):
     ]  # fmt: skip
     assert "about 0 s of training" in out
     code, out, _ = call(f"reproduce multi {SMALL} --seeds 0-2 --dry-run", home)
-    assert "about 16 s of training" in out and tree(home) == before
+    assert "about 8 s of training" in out and tree(home) == before
 
 
 @pytest.mark.parametrize("table", ["table1", "all", "all --quick", "table3 --recipe paper"])
@@ -268,12 +269,93 @@ def test_what_stops_early_takes_so_long_at_most(tmp_path, monkeypatch, timed):
 def test_data_of_another_request(made, timed):
     home, *_ = made
     before = tree(home)
-    for more in ("--train 63", "--digits mnist", "--backgrounds ."):
+    for more in ("--train 31", "--digits mnist", "--backgrounds ."):
         code, out, err = call(f"reproduce multi {SMALL} {more}", home)
         assert (code, out) == (2, "") and err.count("\n") == 1
         assert err.startswith("mnistattn: data/reproduce/mbg-multi ")
         assert "give another --data" in err
     assert tree(home) == before
+
+
+def test_data_of_another_seed(made, tmp_path, timed):
+    home, *_ = made
+    before = tree(home)
+    code, out, err = call(f"reproduce multi {SMALL} --data-seed 3", home)
+    assert (code, out) == (2, "") and tree(home) == before
+    assert err == ("mnistattn: data/reproduce/mbg-multi was made with seed 0, not 3: give "
+                   "--data-seed 0, or another --data.\n")  # fmt: skip
+    code, _, err = call(f"reproduce multi {SMALL} --data-seed 0 --dry-run", home)
+    assert code == 0, err
+
+
+# --------------------------------------------------------------------------------------- Figure 6b
+
+
+@pytest.fixture(scope="module")
+def inverse(tmp_path_factory, one_round, quicker) -> tuple[Path, str]:
+    """The folder in which the inverse task was made, and what was said. Read it, change nothing."""
+    home = tmp_path_factory.mktemp("inverse")
+    code, _, err = call(f"reproduce inverse {FEW} --epochs 1 --batch-size 4", home)
+    assert code == 0, err
+    return home, err
+
+
+def test_the_layers_of_the_inverse_task_are_side_by_side(inverse):
+    home, err = inverse
+    files = {p.name for p in (home / "runs/reproduce").iterdir()}
+    assert files == {"mbg-inv", "reproduction.md", "curves-mbg-inv.png", "layers-mbg-inv.png"}
+    assert "layers-mbg-inv.png" in err.splitlines()[-1]
+    written = (home / "runs/reproduce/reproduction.md").read_text()
+    assert written.endswith("\n![Maps of all layers on mbg-inv](layers-mbg-inv.png)\n")
+    with Image.open(home / "runs/reproduce/layers-mbg-inv.png") as picture:
+        picture.load()
+        # An image, and four layers of each of three models.
+        assert picture.size == (2 * 24 + 124 + 3 * (6 + 442), 24 + 40 + 62 + 4 * 132 + 44)
+
+
+def test_the_layers_of_what_was_run(inverse, tmp_path):
+    """From runs alone; of two recipes each has its panel; of two test sets, its picture; and runs
+    without weights are left out."""
+    home, _ = inverse
+    runs = tmp_path / "runs"
+    shutil.copytree(home / "runs/reproduce/mbg-inv", runs)
+    found = rows_of(collect([runs])[0])["mbg-inv"]
+    assert list(layers("mbg-inv", found)) == ["layers-mbg-inv.png"]
+    changed = runs / "mbg-inv-arnn-fast-seed0" / "result.json"
+    raw = json.loads(changed.read_text())
+    raw["recipe"]["lr"] = 0.5
+    shutil.copytree(changed.parent, runs / "other-recipe")
+    (runs / "other-recipe/result.json").write_text(json.dumps(raw))
+    (runs / "mbg-inv-noctx-fast-seed0/model.safetensors").unlink()
+    asked = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("mnistattn.reproduction.layers.layers_of_runs", lambda runs, **options: (
+            asked.append((runs, options)) or Image.new("RGB", (1, 1))))  # fmt: skip
+        layers("mbg-inv", rows_of(collect([runs])[0])["mbg-inv"], "cpu")
+        ((files, options),) = asked
+        assert options["device"] == "cpu"
+        words = "fast, 1 epoch, queries one, batch size 4"
+        assert options["names"][0] == "CTX" and files[0].parent.name == "mbg-inv-ctx-fast-seed0"
+        assert set(options["names"][1:]) == {f"ARNN ({words})", f"ARNN ({words}, lr 0.5)"}
+        raw["dataset"]["digests"]["test"] = "0" * 64
+        (runs / "other-recipe/result.json").write_text(json.dumps(raw))
+        asked.clear()
+        made = layers("mbg-inv", rows_of(collect([runs])[0])["mbg-inv"])
+    assert sorted(options["names"] for _, options in asked) == [["ARNN"], ["CTX", "ARNN"]]
+    assert len(made) == 2 and all(len(name) == len("layers-mbg-inv-12345678.png") for name in made)
+    assert not layers("mbg-inv", [])
+
+
+def test_weights_that_are_damaged_cost_no_table(inverse, tmp_path):
+    home, _ = inverse
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    file = tmp_path / "runs/reproduce/mbg-inv/mbg-inv-arnn-fast-seed0/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    (tmp_path / "runs/reproduce/layers-mbg-inv.png").unlink()
+    code, out, err = call("reproduce inverse --report-only", tmp_path)
+    assert code == 0 and "| ARNN" in out and "Traceback" not in err
+    assert "no picture of layers: checkpoint " in err and "is damaged" in err
+    assert not (tmp_path / "runs/reproduce/layers-mbg-inv.png").exists()
 
 
 # --------------------------------------------------------------------------------- what it refuses
@@ -288,6 +370,7 @@ WRONG = [
     ("multi --report-only", "there are no results yet"),
     ("multi --seeds one", "is no list of seeds"),
     ("multi --seeds 0,0", "asked for twice"),
+    ("multi --data-seed -1", "data seed -1 is out of range"),
     ("multi --train -5", "-5 images in train are too few"),
     ("multi --test -1", "-1 images in test are too few"),
     ("multi --train 0", "train"),
