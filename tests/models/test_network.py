@@ -360,15 +360,7 @@ DEFAULTS = {
     "gaussian": {"count": 4, "hidden": 32, "context": 3},
     "gaussian-glimpse": {"hidden": 32},
     "stn": {"form": "affine", "scale": 0.7, "hidden": 32},
-    "ram": {
-        "glimpses": 4,
-        "side": 16,
-        "scales": 3,
-        "sigma": 0.15,
-        "hidden": 128,
-        "points": 8,
-        "weight": 1.0,
-    },
+    "ram": {"glimpses": 4, "side": 16, "scales": 3, "sigma": 0.15, "hidden": 128, "weight": 1.0},
     "cbam": {"reduction": 16, "least": 4, "kernel": 7},
     "cbam-arnn": {
         "reduction": 16,

@@ -16,13 +16,14 @@ because after a glimpse maps are no longer aligned with the image.
 
 Our choices, which no source states: where the parameters come from (`Locator`): the centre is the
 expectation of the position under a softmax of scores, query added, so that it is where something
-is, not a number that a layer has to regress; stride and width are a softplus of a layer on the
-features there, in units of (side - 1) / (N - 1) pixels (DRAW's delta~; DRAW has an exponential,
-and a width in pixels). The window starts at 0.7 of the side. F is computed as a softmax over a:
-equal to the above, and defined where a narrow filter falls between two pixels, or far outside, and
-all its exponentials vanish: it takes the nearest pixel. DRAW's max(Z, eps) would see nothing there
-and have no gradient. A width has at least 0.1 pixels, which bounds the gradient. As a gate, the
-sum of the filters of an axis is divided by its peak.
+is, not a number that a layer has to regress. Scores start small, so that a window starts in the
+middle, and are multiplied by 4, so that they sharpen soon. Stride and width are a layer on the
+features there, in units of (side - 1) / (N - 1) pixels: a sigmoid (DRAW's delta~, no larger than
+the map; at the start 0.7) and a softplus (DRAW has an exponential of each, of pixels the width).
+F is computed as a softmax over a: equal to the above, and defined where a narrow filter falls
+between two pixels, or far outside, and all its exponentials vanish: it takes the nearest pixel.
+DRAW's max(Z, eps) would see nothing there and have no gradient. A width has at least 0.1 pixels,
+which bounds the gradient. As a gate, the sum of the filters of an axis is divided by its peak.
 """
 
 import math

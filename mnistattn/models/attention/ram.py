@@ -4,9 +4,9 @@ Mnih et al., "Recurrent Models of Visual Attention", NIPS 2014, with the two rec
 the context of Ba et al., "Multiple Object Recognition with Visual Attention", ICLR 2015:
 
     h^2_0 = context(the whole image, coarse)                  where to look: the second layer
-    l_t ~ N(tanh(W h^2_t), sigma) in training, its mean in eval
+    l_t ~ N(mu(h^2_t), sigma) in training, its mean in eval
     g_t = glimpse(crops at several scales around l_t, l_t)    side g, 2 g, 4 g, each as g x g
-    h^1_t = GRU(g_t; h^1_{t-1}), from h^1_{-1} = query(q)     what is seen: the first layer
+    h^1_t = GRU(g_t; h^1_{t-1}), from h^1_{-1} = layer(q)     what is seen: the first layer
     h^2_{t+1} = GRU(h^1_t, l_t, q; h^2_t)
     answer from h^1 after the last glimpse
 
@@ -14,18 +14,21 @@ A location has no gradient from the cross entropy. It is trained by the score fu
 reward -cross entropy and a baseline of h^2_t a step (`attention/policy.py`).
 
 It is a whole network, on pixels, since a glimpse is cut out of an image at its full resolution: of
-a first map it would be neither as large as the map, nor, as 6 x 6, worth cutting. The context
-reaches the answer through the locations alone, as in Ba et al.: so all that is answered was seen in
-a glimpse, and the map, the windows painted, is honest about it.
+a first map it would be smaller than the map, and a last one of 6 x 6 is not worth cutting. The
+context reaches the answer through the locations alone, as in Ba et al.: so all that is answered was
+seen in a glimpse, and the map, the windows painted, is honest about it.
 
-Our choices, which no source states: a GRU for the LSTM; where the query goes in, which is also
-the crops' convolutions; those are shared by the crops, at all scales, and the context, so that
-what recognises a digit in a glimpse, trained by the cross entropy, is there to find it; the
-context ends in the expected positions under softmaxes of scores (`points`), which keep where things
-are; h^1 is detached on its way to h^2; crops come from a pyramid of averages, bilinearly, so that
-the coarse ones do not alias, and are zero outside the image. The map: the window of each
-scale and step as a box of mass 1 / (glimpses * scales), what lies outside the image dropped (the
-bilinear margin of half a cell is not painted).
+Our choices, which no source states: a GRU for the LSTM; where the query goes in, which is also the
+convolutions; mu is the expected position under a softmax of scores of the context's features and
+h^2_t (the paper: tanh of a layer of h), since one reward an image teaches which feature to go to
+sooner than which coordinates, and cannot drive a tanh to the corners; the convolutions are shared
+by the crops, at all scales, and the context, whose gradient they do not get, so that what
+recognises a digit in a glimpse, trained by the cross entropy, is there to find it; a crop's
+features are averaged and normalised (BatchNorm, as the features of the other networks); h^1 is
+detached on its way to h^2; crops come from a pyramid of averages, bilinearly, so that the coarse
+ones do not alias, and are zero outside the image. The map: the window of each scale and step as a
+box of mass 1 / (glimpses * scales), what lies outside the image dropped (the bilinear margin of
+half a cell is not painted).
 """
 
 import math
@@ -38,12 +41,13 @@ from torch import Tensor, nn
 from mnistattn.errors import InputError
 from mnistattn.models.attention import check
 from mnistattn.models.attention.activate import wide
-from mnistattn.models.attention.gaussian import indices
+from mnistattn.models.attention.gaussian import SHARPNESS, indices
 from mnistattn.models.attention.policy import score_function
 
 CHANNELS = 32
 QUERY_DIM = 32
 CONTEXT = 64  # pixels of the coarse image's side, at most
+POOLED = 4  # times that the convolutions make it smaller
 
 
 class RAM(nn.Module):
@@ -56,7 +60,6 @@ class RAM(nn.Module):
         scales: crops a glimpse, each of twice the side of the one before.
         sigma: deviation of a location in training, in halves of the image's side, from 0.001.
         hidden: of the glimpse and of both recurrent layers.
-        points: expected positions that the context ends in.
         weight: of the score function's loss.
     """
 
@@ -65,11 +68,11 @@ class RAM(nn.Module):
 
     def __init__(
         self, size: int, queries: int, answers: int, *, glimpses: int = 4, side: int = 16,
-        scales: int = 3, sigma: float = 0.15, hidden: int = 128, points: int = 8,
+        scales: int = 3, sigma: float = 0.15, hidden: int = 128,
         weight: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        check.whole(glimpses=glimpses, side=side, scales=scales, hidden=hidden, points=points)
+        check.whole(glimpses=glimpses, side=side, scales=scales, hidden=hidden)
         check.number(1e-3, sigma=sigma)
         check.number(0, weight=weight)
         if side < 4:
@@ -93,13 +96,14 @@ class RAM(nn.Module):
         self.see = nn.GRUCell(hidden, hidden)
         self.answer = nn.Linear(hidden, answers)
         self.find = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
-        self.points = nn.Conv2d(CHANNELS, points, 1, bias=False)  # softmax ignores a bias
-        self.start = nn.Linear(2 * points + CHANNELS + QUERY_DIM, hidden)
-        self.location = nn.Linear(hidden, 2)
+        self.start = nn.Linear(CHANNELS + QUERY_DIM, hidden)
+        self.aim = nn.Linear(hidden, CHANNELS, bias=False)
+        self.score = nn.Conv2d(CHANNELS, 1, 1, bias=False)  # softmax ignores a bias
         self.baseline = nn.Linear(hidden, 1)
         with torch.no_grad():
             for layer in (self.first, self.second, self.third, self.what, self.find):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            self.score.weight *= 0.05
             self.baseline.bias.fill_(-math.log(answers))  # the reward of a guess
         if glimpses > 1:
             self.look = nn.GRUCell(hidden + 2 + QUERY_DIM, hidden)
@@ -110,11 +114,11 @@ class RAM(nn.Module):
         cross entropies (B,), as in `contract.Attention`."""
         q = self.embedding(query)
         levels = pyramid(images, self.scales)
-        look = self.context(images, q)
+        found, look = self.context(images, q)
         seen = torch.tanh(self.begin(q))
         places, losses = [], []
         for t in range(self.glimpses):
-            mean = torch.tanh(wide(self.location(look)))
+            mean = self.locate(found, look, images.shape[-1])
             at = mean.detach()
             if self.training:
                 at = at + self.sigma * torch.randn_like(at)
@@ -136,16 +140,19 @@ class RAM(nn.Module):
         x = F.relu(F.max_pool2d(self.second(x), 2))
         return F.relu(self.third(x) + self.query(q)[:, :, None, None])
 
-    def context(self, images: Tensor, q: Tensor) -> Tensor:
-        """h^2_0 (B, hidden), of the image at 64 pixels a side or less."""
-        block = -(-images.shape[-1] // CONTEXT)
-        x = self.trunk(F.avg_pool2d(images, block, ceil_mode=True), q).detach()
-        x = F.relu(self.find(x))
-        mean = wide(x).mean((2, 3))
-        rows, columns = ((indices(n, mean) + 0.5) * 2 / n - 1 for n in x.shape[2:])
-        share = torch.softmax(wide(self.points(x)).flatten(2), 2).view(len(x), -1, *x.shape[2:])
-        found = [share.sum(3) @ rows, share.sum(2) @ columns, mean]
-        return self.start(torch.cat([*found, wide(q)], 1))
+    def context(self, images: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, 32, h, w) to go to, of the image at 64 pixels a side or less, and h^2_0."""
+        x = self.trunk(F.avg_pool2d(images, _block(images.shape[-1]), ceil_mode=True), q).detach()
+        return self.find(x), self.start(torch.cat([x.mean((2, 3)), q], 1))
+
+    def locate(self, found: Tensor, look: Tensor, size: int) -> Tensor:
+        """mu (B, 2), of an image of `size` pixels: y and x, -1 and 1 the image's edges."""
+        e = F.relu(found + self.aim(look)[:, :, None, None])
+        share = torch.softmax(SHARPNESS * wide(self.score(e)).flatten(1), 1)
+        share = share.view(len(e), *e.shape[2:])
+        cell = POOLED * _block(size)  # pixels
+        rows, columns = ((indices(n, share) + 0.5) * 2 * cell / size - 1 for n in e.shape[2:])
+        return torch.stack((share.sum(2) @ rows, share.sum(1) @ columns), 1)
 
     def glimpse(self, levels: list[Tensor], at: Tensor, q: Tensor, size: int) -> Tensor:
         """g_t (B, hidden), of an image of `size` pixels. levels: its `pyramid`. at (B, 2): y and x,
@@ -165,10 +172,8 @@ class RAM(nn.Module):
         half = sides[:, None, None] / 2
         cells = max(1, size // 2)
         edges = indices(cells + 1, places) * (size / cells)
-        low, high = (
-            torch.maximum(centre - half, edges[:-1]),
-            torch.minimum(centre + half, edges[1:]),
-        )
+        high = torch.minimum(centre + half, edges[1:])
+        low = torch.maximum(centre - half, edges[:-1])
         share = (high - low).clamp(min=0) / (2 * half)  # (B, T, scales, 2, cells)
         y, x = share.flatten(1, 2).unbind(2)
         return (torch.einsum("bnh,bnw->bhw", y, x) / y.shape[1])[:, None]
@@ -190,6 +195,11 @@ def crop(level: Tensor, centre: Tensor, side: int, step: int) -> Tensor:
     y, x = (2 * (centre[:, :, None] + offset) / (step * level.shape[-1]) - 1).unbind(1)
     grid = torch.stack((x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)), 3)
     return F.grid_sample(level, grid.to(level), align_corners=False)
+
+
+def _block(size: int) -> int:
+    """The side in pixels that the context averages into one."""
+    return -(-size // CONTEXT)
 
 
 def _summed(losses: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:

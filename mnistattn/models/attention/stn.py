@@ -16,9 +16,13 @@ where it is uniform if all was sampled outside).
 
 Our choices, which no source states: the localisation network, `gaussian.Locator`: strided
 convolutions, the query added, a softmax of scores over positions. The translation is the expected
-position, so that it follows what was found; the other four numbers are a layer on the features
-there. The warp starts as a zoom of `scale` on the expected position, near the middle. `zoom` has
-one scale for both axes and no rotation, as the paper's attention (eq. 2).
+position, so that it follows what was found; the rest is a layer on the features there. It starts
+as a zoom of `scale` on the middle, and is bounded, since a warp that has left the image sees
+nothing that would bring it back: the matrix is scale (I + tanh / 2), and in `zoom`, which has one
+scale for both axes and no rotation (the paper's attention, eq. 2), scale 2^tanh I.
+
+A network that sums over positions hardly feels a translation, but for what crosses the window's
+edge: where to look is learnt slowly.
 """
 
 import torch
