@@ -1,4 +1,4 @@
-"""Write the tables of measured results into README.md and docs/measurements.md.
+"""Write the tables of measured results into README.md and the pages beside this file.
 
     python docs/tables.py
 
@@ -11,6 +11,7 @@ hand.
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 from mnistattn.evaluation.paper import printed
 from mnistattn.leaderboard.collect import collect
@@ -41,6 +42,9 @@ def main() -> None:
     result = json.loads((HERE / "results" / "recurrence.json").read_text())
     replace(HERE / "measurements.md", "recurrence", recurrence(result))
     replace(HERE / "reproduction.md", "tables", reproduction())
+    replace(HERE / "zoo.md", "board", zoo())
+    result = json.loads((HERE / "results" / "train_step-zoo.json").read_text())
+    replace(HERE / "zoo.md", "steps", steps(result))
 
 
 def reproduction() -> str:
@@ -54,6 +58,40 @@ def reproduction() -> str:
             (HERE / f"curves-{name}.png").write_bytes(drawn)
             text += f"\n![Learning curves on {name}](curves-{name}.png)\n"
     return text
+
+
+def zoo() -> str:
+    """All models with MREF's recipe of the board, and what they answer on MDIST untrained for it."""
+    found, problems = collect([HERE.parent / "leaderboard"])
+    assert not problems, problems
+    runs: dict[str, list[dict]] = {}
+    for s in found:
+        if s.result["dataset"]["variant"] == "mref":
+            runs.setdefault(s.name, []).append(s.result)
+    cluttered = {}
+    for file in sorted((HERE / "results" / "zoo").glob("*.json")):
+        result = json.loads(file.read_text())
+        cluttered.setdefault(label(result).replace("`", ""), []).append(accuracy(result))
+    lines = [
+        "| model | seeds | accuracy, % | digits of 0.5-1 | 1.5-2 | 2.5-3 | correctness |"
+        " last layer's | on MDIST, % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, results in sorted(runs.items(), key=lambda e: -mean(map(accuracy, e[1]))):
+        scales = [mean(100 * r["scores"]["scales"][k]["value"] for r in results) for k in (0, 2, 4)]
+        maps = [r["scores"] for r in results if r["scores"]["masks"]]
+        on_target = (mean(m["masks"]["correctness"]["value"] for m in maps),
+                     mean(m["layers"][-1]["value"] for m in maps)) if maps else ()  # fmt: skip
+        cells = [f"`{name}`", str(len(results)), f"{mean(map(accuracy, results)):.1f}",
+                 *(f"{scale:.1f}" for scale in scales),
+                 *(f"{share:.3f}" for share in on_target or ()), *([] if maps else "--"),
+                 f"{mean(cluttered[name]):.1f}" if name in cluttered else ""]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def accuracy(result: dict) -> float:
+    return 100 * result["scores"]["accuracy"]["value"]
 
 
 def accuracy_table(runs: list[dict]) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation.checkpoint import load_tensors, save_tensors
+from mnistattn.models.attention.focus import focus_loss
 from mnistattn.models.attention.pan import CTX, NoCTX
 from mnistattn.models.attention.san import SAN
 from mnistattn.models.network import Network, build, own_loss, placed
@@ -345,8 +346,8 @@ SCORE = {"estimator": "score", "temperature": 1.0, "baseline": True, "entropy": 
 DEFAULTS = {
     "none": {},
     "san": {"hidden": 32},
-    "noctx": {"hidden": 32, "gate_bias": 0.0},
-    "ctx": {"hidden": 32, "gate_bias": 0.0},
+    "noctx": {"hidden": 32, "gate_bias": 0.0, "focus": 0.0},
+    "ctx": {"hidden": 32, "gate_bias": 0.0, "focus": 0.0},
     "arnn": ARNN_DEFAULTS,
     "arnn-sampled": ARNN_DEFAULTS | {"sampled": True},
     "arnn-ind": ARNN_DEFAULTS | {"independent": True},
@@ -804,6 +805,27 @@ def test_a_gate_may_start_nearly_shut(kind):
         torch.testing.assert_close(odds[1], odds[0] * (1 if last else torch.tensor(-2.0).exp()))
     with pytest.raises(InputError, match="gate_bias -30 is impossible: give a number from -20"):
         kind(3, 4, last=False, gate_bias=-30)
+
+
+@pytest.mark.parametrize("kind", [CTX, NoCTX])
+@pytest.mark.parametrize("last", [False, True])
+def test_focus_is_a_loss_of_maps_that_are_right_already(kind, last):
+    torch.manual_seed(1)
+    module = kind(3, 4, last=last, focus=0.3)
+    x, query = torch.randn(3, 3, 5, 4), torch.randn(3, 4)
+    a, loss = module(x, query)
+    assert torch.equal(module.eval()(x, query), a)
+    flat = a.detach().double().numpy().reshape(3, -1)
+    lit = flat.sum(1) ** 2 / (20 * (flat**2).sum(1))
+    assert (lit > 1 / 20).all() and (lit < 1).all()
+    right = torch.tensor([0.9, 0.2, 0.6])  # the second's answer is wrong: its map is left alone
+    expected = 0.3 * (0.8 * lit[0] + 0.2 * lit[2]) / 3
+    assert loss(-right.log()).item() == pytest.approx(expected, rel=1e-5)
+    scaled = focus_loss(7 * a, 0.3)(-right.log())
+    torch.testing.assert_close(scaled, loss(-right.log()))
+    (gradient,) = torch.autograd.grad(loss(-right.log()), a)
+    assert gradient[1].abs().max() == 0 and gradient[0].abs().max() > 0
+    assert focus_loss(torch.zeros(2, 1, 3, 3), 1.0)(torch.zeros(2)).item() == 0
 
 
 @pytest.mark.parametrize("last", [False, True])
