@@ -396,7 +396,7 @@ def test_models(call):
     lines = out.splitlines()
     brnn = next(i for i, line in enumerate(lines) if line.startswith("brnn"))
     assert "hidden=" in lines[brnn + 1] and "sampled=false" in lines[brnn + 1]
-    assert lines[brnn + 1].endswith("gate_bias=0.0")
+    assert lines[brnn + 1].endswith("focus=0.0")
 
 
 def test_set(call, tiny, tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor
 from mnistattn.errors import InputError
 from mnistattn.models.attention.arnn import ARNN
 from mnistattn.models.attention.context import UNetContext
+from mnistattn.models.attention.focus import lit
 
 MAPS = [(1, 1), (1, 4), (4, 1), (2, 2), (3, 5), (5, 4), (3, 6)]
 FAMILY = {
@@ -566,6 +567,7 @@ def test_initial_weights() -> None:
         *itertools.product(("spread",), (-0.1, float("nan"), float("inf"), "wide", True)),
         *itertools.product(("sharpness",), (0, -1, float("inf"), "sharp", True)),
         *itertools.product(("gate_bias",), (-21, float("nan"), "shut", True)),
+        *itertools.product(("focus",), (-1, float("inf"), "sharp", True)),
         *itertools.product(("sampled", "independent", "local"), (1, "yes", None)),
         ("sigma", "relu"),
         ("context_kind", "cnn"),
@@ -605,6 +607,24 @@ def test_gate_bias_moves_the_first_gates_alone(options: dict) -> None:
             model = ARNN(3, 2, last=last, last_map=last_map, hidden=4, gate_bias=bias, **options)
             scores.append(model.eval().gaussian(x, query)[0])
         torch.testing.assert_close(scores[1] - scores[0], torch.full_like(scores[0], -2.0 * moved))
+
+
+@family
+def test_focus_is_a_loss_in_training_alone(options: dict) -> None:
+    x, query = (v.float() for v in random_inputs(6, 4))
+    torch.manual_seed(3)
+    model = ARNN(3, 2, last=False, hidden=4, focus=0.5, **options)
+    torch.manual_seed(4)
+    a, loss = model(x, query)
+    # Sure of the first answer, not of the second.
+    assert loss(torch.tensor([0.0, 5.0])).item() == pytest.approx(0.25 * lit(a)[0].item())
+    model.focus = 0.0
+    torch.manual_seed(4)
+    assert torch.equal(model(x, query), a)
+    model.focus = 0.5
+    assert model.eval()(x, query).shape == a.shape
+    if model.has_samples:
+        assert model.train()(x, query, samples=2).shape == (2, 2, 6, 4)
 
 
 @pytest.mark.parametrize(("shape", "block"), [((2, 5), 3), ((5, 2), 3), ((1, 1), 2), ((4, 4), 5)])

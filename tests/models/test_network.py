@@ -339,7 +339,7 @@ def test_only_the_oracle_is_told_the_mask():
 ARNN_DEFAULTS = {
     "hidden": 16, "context": 32, "context_size": 3, "context_kind": "conv", "sampled": False,
     "independent": False, "sigma": "softplus", "spread": 1.0, "last_map": "softmax", "block": 1,
-    "local": False, "sharpness": 1.0, "gate_bias": 0.0,
+    "local": False, "sharpness": 1.0, "gate_bias": 0.0, "focus": 0.0,
 }  # fmt: skip
 SCORE = {"estimator": "score", "temperature": 1.0, "baseline": True, "entropy": 0.01,
          "expected": 0.5}  # fmt: skip

@@ -26,6 +26,7 @@ positive (`sigma`), from 0.001 up; the initialisation (`reset_parameters`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -36,6 +37,7 @@ from mnistattn.errors import InputError
 from mnistattn.models.attention import check
 from mnistattn.models.attention.activate import gate_or_softmax, wide
 from mnistattn.models.attention.context import UNetContext
+from mnistattn.models.attention.focus import focus_loss
 from mnistattn.models.recurrence import diagonal_lstm
 
 FORGET = 1  # place of the forget gate in the gate order o, f, i, g
@@ -70,6 +72,7 @@ class ARNN(nn.Module):
             up. The states are within (-1, 1), so scores grow slowly and maps stay flat. The first
             weights of mu are divided by it: the same maps at the start, which sharpen faster.
         gate_bias: ours, not in the paper: mu of the inner gates starts with this bias, see pan.py.
+        focus: ours, not in the paper: weight of a loss that makes maps small, see focus.py.
 
     Raises InputError for an option out of its range, and in `forward` for a map smaller than the
     block.
@@ -80,7 +83,7 @@ class ARNN(nn.Module):
         context_size: int = 3, context_kind: str = "conv", sampled: bool = False,
         independent: bool = False, sigma: str = "softplus", spread: float = 1.0,
         last_map: str = "softmax", block: int = 1, local: bool = False, sharpness: float = 1.0,
-        gate_bias: float = 0.0,
+        gate_bias: float = 0.0, focus: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         check.whole(hidden=hidden, context=context, block=block, context_size=context_size)
@@ -93,8 +96,9 @@ class ARNN(nn.Module):
         check.number(0, spread=spread)
         check.number(0.01, sharpness=sharpness)
         check.number(-20, gate_bias=gate_bias)
+        check.number(0, focus=focus)
         self.softmax = last and last_map == "softmax"
-        self.gate_bias = 0.0 if self.softmax else gate_bias
+        self.gate_bias, self.focus = (0.0 if self.softmax else gate_bias), focus
         self.sharpness = sharpness if self.softmax else 1.0
         self.hidden, self.block = hidden, block
         self.sampled, self.independent, self.spread = sampled, independent, spread
@@ -184,8 +188,11 @@ class ARNN(nn.Module):
             return out[:, None, ..., 0] + local, None
         return out[:, None, ..., 0] + local, self.positive(out[:, None, ..., 1]) + SIGMA_MIN
 
-    def forward(self, x: Tensor, query: Tensor, samples: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, query: Tensor, samples: int | None = None
+    ) -> Tensor | tuple[Tensor, Callable]:
         """x (B, C, H, W), query (B, Q) -> map (B, 1, H, W): in (0, 1), or a sum of 1 if softmax.
+        With `focus`, in training, its loss beside it.
 
         samples: K, for K maps (B, K, H, W) of independent samples (ValueError if the model has no
         sigma). None: of a `sampled` model in training one sample, else the mean.
@@ -202,7 +209,10 @@ class ARNN(nn.Module):
             # Each sample is a map of its own, by the same one-channel transposed convolution.
             score = self.up(score.flatten(0, 1)[:, None])[:, 0].unflatten(0, score.shape[:2])
             score = score[..., : x.shape[2], : x.shape[3]]
-        return gate_or_softmax(self.sharpness * score, self.softmax)
+        a = gate_or_softmax(self.sharpness * score, self.softmax)
+        if self.focus and self.training and samples is None:
+            return a, focus_loss(a, self.focus)
+        return a
 
     def _blocks(self, x: Tensor) -> Tensor:
         """X^ds (eq. 11)."""
