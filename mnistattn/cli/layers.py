@@ -2,7 +2,7 @@
 
 import click
 
-from mnistattn.errors import MnistattnError
+from mnistattn.cli.options import write_picture
 
 
 @click.command(
@@ -22,10 +22,4 @@ def command(runs, images, models, device, out) -> None:
     from mnistattn.evaluation.layers import layers_of_runs
 
     picture = layers_of_runs(runs, images=images, models=models, device=device)
-    try:
-        picture.save(out)
-    except (OSError, ValueError) as error:
-        raise MnistattnError(
-            f"cannot write {out}: {getattr(error, 'strerror', None) or error}."
-        ) from error
-    click.echo(out)
+    write_picture(picture, out)

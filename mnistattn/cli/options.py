@@ -4,7 +4,7 @@ import json
 
 import click
 
-from mnistattn.errors import InputError
+from mnistattn.errors import InputError, MnistattnError
 
 
 def source_options(command):
@@ -12,6 +12,17 @@ def source_options(command):
     for option in reversed(_SOURCES):
         command = option(command)
     return command
+
+
+def write_picture(picture, out: str) -> None:
+    """Save a Pillow picture and print where; MnistattnError if it cannot be written."""
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise MnistattnError(
+            f"cannot write {out}: {getattr(error, 'strerror', None) or error}."
+        ) from error
+    click.echo(out)
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict:

@@ -2,7 +2,8 @@
 
 import click
 
-from mnistattn.errors import InputError, MnistattnError
+from mnistattn.cli.options import write_picture
+from mnistattn.errors import InputError
 
 
 @click.command("show", epilog="Example: mnistattn show data/mbg --split test -n 16 --out sheet.png")
@@ -17,10 +18,4 @@ def command(data: str, split: str, count: int, out: str) -> None:
     if not 1 <= count <= 1000:
         raise InputError(f"-n {count} is out of range: give 1 to 1000 images.")
     picture = sheet_of(data, split, count)
-    try:
-        picture.save(out)
-    except (OSError, ValueError) as error:
-        raise MnistattnError(
-            f"cannot write {out}: {getattr(error, 'strerror', None) or error}."
-        ) from error
-    click.echo(out)
+    write_picture(picture, out)
