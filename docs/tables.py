@@ -45,6 +45,8 @@ def main() -> None:
     replace(HERE / "zoo.md", "board", zoo())
     result = json.loads((HERE / "results" / "train_step-zoo.json").read_text())
     replace(HERE / "zoo.md", "steps", steps(result))
+    result = json.loads((HERE / "results" / "gradient_variance.json").read_text())
+    replace(HERE / "zoo.md", "variance", variance(result))
 
 
 def reproduction() -> str:
@@ -169,6 +171,16 @@ def steps(result: dict) -> str:
     lines += ["", f"{result['threads']} threads, {result['size']} px, batches of "
               f"{result['batch_size']}; a large matrix product in the same rounds: "
               f"{rate:.0f} GFLOP/s."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def variance(result: dict) -> str:
+    """benchmarks/gradient_variance.py's table."""
+    lines = ["| estimator | bias | noise | cosine of the mean | of one draw | variance |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for name, r in result["estimators"].items():
+        lines.append(f"| {name} | {r['bias']:.2f} | {r['noise']:.2f} | {r['cosine']:.2f} | "
+                     f"{r['one draw']:.2f} | {r['variance']:.3g} |")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -20,6 +20,8 @@ map is then the mean over channels of theirs); 2 x 2 pooling that keeps a last o
 so that a side of 1 stays 1 and every depth fits every map; interpolation to the exact size of the
 level above, corners not aligned; no BatchNorm in the units, since X comes from one (a batch of one
 and a map of 1 x 1 would have no variance); X itself is the trunk's output.
+
+How well: not trained yet (docs/zoo.md).
 """
 
 import torch

@@ -16,6 +16,9 @@ scans of feature maps in four directions (VMamba, Liu et al., NeurIPS 2024).
 
 Our choices, which no source states: all of it as attention, and the sizes; the bias of the forget
 gates at the start, spread over the channels so that a state is a mean over 2 to 16 cells.
+
+How well: on MREF, after the board's two epochs, 86.0 %, where `arnn` has 80.4 and `ctx` 69.0 (two
+seeds each; docs/zoo.md); its maps lie no better on the target than theirs.
 """
 
 import math

@@ -24,6 +24,8 @@ than a map's side), so that any H x W has one; the query's token has none; no bi
 that give queries, keys and values: the norm before them has one. Where it is not last, the
 features are the outputs of the positions' tokens, (B, C, H, W), and the map is the mean of their
 rows of R.
+
+How well: on MREF, after the board's two epochs, still where `none` is (40.6 %; docs/zoo.md).
 """
 
 from functools import partial
