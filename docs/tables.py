@@ -63,7 +63,7 @@ def reproduction() -> str:
 
 
 def zoo() -> str:
-    """All models with MREF's recipe of the board, and what they answer on MDIST untrained for it."""
+    """All models on the board's MREF, and what they answer on MDIST, untrained for it."""
     found, problems = collect([HERE.parent / "leaderboard"])
     assert not problems, problems
     runs: dict[str, list[dict]] = {}
