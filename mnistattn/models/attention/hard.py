@@ -22,6 +22,8 @@ Our choices, which no source states: g is soft.py's; b is a small network of wha
 choose from (the mean of all vectors, their mean under p, and the query, all detached), where the
 paper has a moving average for all images, and starts at the reward of a guess among five answers;
 its squared error is minimised along; the entropy bonus's weight.
+
+How well: on MREF, after the board's two epochs, 30.4 %, less than `none` (41.2; docs/zoo.md).
 """
 
 import math
