@@ -16,8 +16,9 @@ Our choices, which no source states: the proposals are a fixed grid of squares t
 side's boxes cover the map), where the papers take a detector's; g is soft.py's, and is told a box's
 side by a learned vector, so that it can prefer a size; item-hard chooses as `hard` does (hard.py).
 
-How well: on MREF, after the board's two epochs, `item-soft` has 57.9 %, the most of those on the last
-map alone, and the highest correctness of all, 0.057; `item-hard` less than `none` (docs/zoo.md).
+How well: on MREF, after the board's two epochs, `item-soft` has 57.9 %, the most of those on the
+last map alone, and the highest correctness of all, 0.057; `item-hard` less than `none`
+(docs/zoo.md).
 """
 
 from dataclasses import dataclass
