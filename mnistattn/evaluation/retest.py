@@ -17,7 +17,13 @@ from mnistattn.dataset.read import Card, read_card, read_split
 from mnistattn.dataset.write import generate
 from mnistattn.errors import InputError, MnistattnError
 from mnistattn.evaluation.reload import load_run
-from mnistattn.evaluation.result import RETEST_VERSION, read_samples, write_json, write_samples
+from mnistattn.evaluation.result import (
+    RETEST_VERSION,
+    read_result,
+    read_samples,
+    write_json,
+    write_samples,
+)
 from mnistattn.evaluation.run import choose_device, load_test, versions, whole
 from mnistattn.evaluation.score import same_mean, score_samples, summarize
 from mnistattn.evaluation.step import sees_mask
@@ -35,10 +41,11 @@ def retest(
     and the photos are now. Writes result.retest-SEED.json and .h5 beside the result. Raises
     InputError for a request that cannot be met.
     """
-    run = load_run(result, model)
-    file, raw, dataset = run.file, run.raw, run.raw["dataset"]
-    if test_seed == dataset["seed"]:
+    _, raw = read_result(result)
+    if test_seed == raw.get("dataset", {}).get("seed"):  # whether it has weights or not
         raise InputError(f"test seed {test_seed} is the data set's own: give another.")
+    run = load_run(result, model)
+    file, dataset = run.file, raw["dataset"]
     samples = read_samples(file, raw)
     place = choose_device(device)
 
