@@ -24,7 +24,7 @@ from mnistattn.evaluation.coverage import (
     largest_share,
 )
 from mnistattn.evaluation.feed import Feed, load_feed
-from mnistattn.evaluation.picture import RIGHT, WRONG, heat, samples_picture
+from mnistattn.evaluation.picture import RIGHT, WRONG, _legend_width, heat, samples_picture
 from mnistattn.leaderboard.collect import collect
 from mnistattn.models.network import build
 
@@ -634,7 +634,7 @@ def test_other_data_and_a_deterministic_model(tiny, tmp_path):
     with pytest.raises(InputError, match="has no option 'spread'"):
         quiet(run, tiny, spread=2.0)
     with Image.open(run / "samples.png") as picture:
-        assert picture.width == 2 * 24 + 4 * (100 + 6) - 6 + 24
+        assert picture.width == 2 * 24 + _legend_width("right digits")  # wider than two tiles
 
 
 def edit(run: Path, **change) -> None:
@@ -780,13 +780,15 @@ def test_right_digits_are_outlined_on_every_map_and_the_image_is_shown():
 
 def test_one_map_has_no_mean_and_more_than_six_samples_fit():
     one = samples_picture(**sheet(samples=1))
-    assert one.width == 2 * 24 + 4 * 106 - 6 + 24
+    narrow = 2 * 24 + _legend_width("right digits")
+    assert one.width == narrow
     assert np.argwhere(tiles(one, 1, 1)[0].any(2)).tolist() == [[10, 25]]
     assert colours(tiles(one, 1, 2)[0]) == {(255, 255, 255)}  # the panel
     cyan = np.argwhere((np.asarray(one)[-44:] == (0, 229, 255)).all(2))
     assert len(cyan) and cyan[:, 1].max() < one.width - 90  # the legend's last words fit
     assert samples_picture(**sheet(), shown=20).width == 2 * 24 + 10 * 106 - 6 + 24
-    assert samples_picture(**sheet(), shown=1).width == 2 * 24 + 4 * 106 - 6 + 24
+    three = samples_picture(**sheet(), shown=1)  # image, mean and one sample
+    assert three.width == max(narrow, 2 * 24 + 3 * 106 - 6 + 24)
 
 
 def test_pictures_that_do_not_fit_are_refused():

@@ -72,7 +72,8 @@ def test_the_result(done, tiny):
     result, card = done.result, read_card(tiny)
     assert (result["format"], result["result_version"]) == ("mnistattn-result", 2)
     assert (result["model"], result["paper_name"]) == ("ctx", "CTX")
-    assert result["options"] == {"hidden": 32}  # all of them, also those that were not given
+    # all of them, also those that were not given
+    assert result["options"] == {"hidden": 32, "gate_bias": 0.0, "focus": 0.0}
     assert (result["kind"], result["origin"], result["changed_options"]) == (
         "model",
         "mnistattn",
@@ -175,7 +176,7 @@ def test_options(tiny, tmp_path, monkeypatch):
     assert result["options"] == {
         "hidden": 3, "context": 4, "context_size": 3, "context_kind": "conv", "sampled": True,
         "independent": False, "sigma": "softplus", "spread": 1.0, "last_map": "softmax", "block": 2,
-        "local": False, "sharpness": 1.0,
+        "local": False, "sharpness": 1.0, "gate_bias": 0.0, "focus": 0.0,
     }  # fmt: skip
     assert result["changed_options"] == options  # what differs from the model's own
     first_line = report.table(result).splitlines()[0]
@@ -617,7 +618,7 @@ def test_a_changed_file_is_another_model(tiny, tmp_path, monkeypatch, finished):
         (("nn.Module", "object"), "", r"mine\.py:Mine is no class of torch\.nn\.Module"),
         (("forward", "forwards"), "", r"mine\.py:Mine has no forward"),
         (("class Mine", "class ctx"), "", r"mine\.py has no class 'Mine': it defines ctx"),
-        (('"last"', '"first"'), "", "placement 'first' is impossible"),
+        (('"last"', '"second"'), "", "placement 'second' is impossible"),
         (("hidden=1", "hidden"), "", "Mine cannot be built with {}: TypeError"),
     ],
     ids=str,
