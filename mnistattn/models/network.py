@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnistattn.errors import InputError, MnistattnError
+from mnistattn.models.attention.policy import Loss, summed
 from mnistattn.models.registry import Model, choose_options, find, load
 
 CHANNELS = 32
 QUERY_DIM = 32
-# Of an attention's own: a scalar, or a function of the cross entropy of each image (B,).
-Loss = Tensor | Callable[[Tensor], Tensor]
 
 
 class Network(nn.Module):
@@ -89,7 +88,7 @@ class Network(nn.Module):
                 raise ValueError("a network without attention has nothing to sample")
             logits = logits.view(-1, samples, logits.shape[1])
         out: dict = {"attention": maps}
-        return logits, out | ({"loss": _summed(losses)} if losses else {})
+        return logits, out | ({"loss": summed(losses)} if losses else {})
 
     def attend(
         self, images: Tensor, query: Tensor, mask: Tensor | None = None
@@ -161,15 +160,6 @@ def own_loss(out: dict, cross_entropy: Tensor) -> Tensor | float:
     image (B,), of which it gets no gradient."""
     loss = out.get("loss", 0.0)
     return loss(cross_entropy.detach()) if callable(loss) else loss
-
-
-def _summed(losses: list[Loss]) -> Loss:
-    """The sum of the layers' losses: a tensor, or a function if one of them is."""
-    if any(map(callable, losses)):
-        return lambda cross_entropy: sum(
-            loss(cross_entropy) if callable(loss) else loss for loss in losses
-        )  # type: ignore[return-value]
-    return sum(losses)  # type: ignore[arg-type,return-value]
 
 
 def _kind(value: object) -> str:

@@ -14,6 +14,9 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
+# Of an attention's own: a scalar, or a function of the cross entropy of each image (B,).
+Loss = Tensor | Callable[[Tensor], Tensor]
+
 
 def score_function(
     log_prob: Tensor, baseline: Tensor, weight: float = 1.0
@@ -31,3 +34,12 @@ def score_function(
         return -weight * (advantage * log_prob).mean() + F.mse_loss(baseline, reward)
 
     return loss
+
+
+def summed(losses: list[Loss]) -> Loss:
+    """The sum of several losses: a tensor, or a function if one of them is."""
+    if any(map(callable, losses)):
+        return lambda cross_entropy: sum(
+            loss(cross_entropy) if callable(loss) else loss for loss in losses
+        )  # type: ignore[return-value]
+    return sum(losses)  # type: ignore[arg-type,return-value]

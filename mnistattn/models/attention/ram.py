@@ -35,7 +35,6 @@ guess among the colours that are there gives (docs/zoo.md).
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +44,7 @@ from mnistattn.errors import InputError
 from mnistattn.models.attention import check
 from mnistattn.models.attention.activate import wide
 from mnistattn.models.attention.gaussian import SHARPNESS, indices
-from mnistattn.models.attention.policy import score_function
+from mnistattn.models.attention.policy import Loss, score_function, summed
 
 CHANNELS = 32
 QUERY_DIM = 32
@@ -119,7 +118,8 @@ class RAM(nn.Module):
         levels = pyramid(images, self.scales)
         found, look = self.context(images, q)
         seen = torch.tanh(self.begin(q))
-        places, losses = [], []
+        places: list[Tensor] = []
+        losses: list[Loss] = []
         for t in range(self.glimpses):
             mean = self.locate(found, look, images.shape[-1])
             at = mean.detach()
@@ -134,7 +134,7 @@ class RAM(nn.Module):
                 look = self.look(torch.cat([seen.detach(), at.to(seen), q], 1), look)
         out: dict = {"attention": [self.paint(torch.stack(places, 1), images.shape[-1])]}
         if losses:
-            out["loss"] = _summed(losses)
+            out["loss"] = summed(losses)  # each has the reward of the end
         return self.answer(seen), out
 
     def trunk(self, x: Tensor, q: Tensor) -> Tensor:
@@ -203,12 +203,3 @@ def crop(level: Tensor, centre: Tensor, side: int, step: int) -> Tensor:
 def _block(size: int) -> int:
     """The side in pixels that the context averages into one."""
     return -(-size // CONTEXT)
-
-
-def _summed(losses: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
-    """The losses of all steps: each has the reward of the end."""
-
-    def loss(cross_entropy: Tensor) -> Tensor:
-        return torch.stack([step(cross_entropy) for step in losses]).sum()
-
-    return loss
