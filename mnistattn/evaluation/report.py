@@ -51,10 +51,11 @@ def table(result: dict) -> str:
     else:
         lines += ["", "no attention maps, so no mask scores"]
     cost = result["cost"]
+    device = f"{cost['device']} in {cost['precision']}" if cost.get("precision") else cost["device"]
     lines += [
         "",
         f"{cost['parameters']:,} parameters, {cost['flops_per_image'] / 1e6:.0f} MFLOP an image, "
-        f"trained in {cost['train_seconds'] / 60:.1f} min on {cost['device']}; a training step "
+        f"trained in {cost['train_seconds'] / 60:.1f} min on {device}; a training step "
         f"takes {cost['train_times_none']['median']:.2f} times one of 'none', an answer "
         f"{cost['inference_times_none']['median']:.2f} times",
     ]

@@ -109,7 +109,8 @@ class Ratio(_Section):
 
 class Cost(_Section):
     """parameters of the whole network; flops_per_image of a forward pass (convolutions and matrix
-    products); train_seconds where it was trained; the ratios where it was scored."""
+    products); train_seconds where it was trained; the ratios where it was scored; precision: the
+    dtype of convolutions where it was scored (None: an older result, which does not say)."""
 
     parameters: Count
     flops_per_image: Count
@@ -119,6 +120,7 @@ class Cost(_Section):
     batch_size: int
     device: str
     threads: int
+    precision: Literal["bfloat16", "float32"] | None = None
 
 
 class Samples(_Section):

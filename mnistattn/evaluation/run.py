@@ -36,7 +36,7 @@ from mnistattn.evaluation.ranks import Ranks, check_batch, launched, leave, toge
 from mnistattn.evaluation.recipes import Recipe, make_recipe
 from mnistattn.evaluation.result import RESULT_VERSION, fits_option, write_json, write_samples
 from mnistattn.evaluation.score import score_samples, summarize
-from mnistattn.evaluation.step import autocast, sees_mask
+from mnistattn.evaluation.step import autocast, precision, sees_mask
 from mnistattn.evaluation.train import PREVIOUS, STATE, describe, load_state, train
 from mnistattn.generators.variants import VARIANTS, Spec, choose
 from mnistattn.models.cost import flops_per_image
@@ -220,6 +220,7 @@ def _write(job: _Job, network: nn.Module, identity: dict, history: list[dict]) -
             "train_seconds": sum(e["seconds"] for e in history), **cost,
             "batch_size": recipe.batch_size,
             "device": _device_name(device, job.ranks), "threads": torch.get_num_threads(),
+            "precision": str(precision(device)).removeprefix("torch."),
         },
         "samples": {
             "file": "samples.h5",

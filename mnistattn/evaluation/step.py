@@ -26,13 +26,20 @@ from mnistattn.models.network import is_ours, own_loss
 WARM_UPS = 3  # steps before the capture: libraries choose algorithms and take workspaces
 
 
-def autocast(device: torch.device):
-    """bf16 autocast where the processor computes in bf16, else nothing."""
+def precision(device: torch.device) -> torch.dtype:
+    """The dtype of convolutions and matrix products under `autocast`: bfloat16 where the processor
+    computes in it, else float32."""
     if device.type == "cuda":
         fits = torch.cuda.get_device_capability(device) >= (8, 0)  # before it is emulated
     else:
         fits = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # AVX2 alone emulates it, 10 x slower
-    return torch.autocast(device.type, torch.bfloat16) if fits else nullcontext()
+    return torch.bfloat16 if fits else torch.float32
+
+
+def autocast(device: torch.device):
+    """Autocast to the device's `precision`."""
+    narrow = precision(device)
+    return nullcontext() if narrow == torch.float32 else torch.autocast(device.type, narrow)
 
 
 def sees_mask(network: nn.Module) -> bool:
