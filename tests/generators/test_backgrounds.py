@@ -10,19 +10,21 @@ from PIL import Image
 
 from mnistattn.errors import InputError
 from mnistattn.generators.backgrounds import open_background
-from mnistattn.generators.backgrounds.distractors import Gaussian, Patches
+from mnistattn.generators.backgrounds.distractors import Clutter, Gaussian, Patches
 from mnistattn.generators.backgrounds.photos import Photos, list_photos
 from mnistattn.generators.backgrounds.textures import Textures, texture
 from mnistattn.generators.digits.pool import DigitPool
 from mnistattn.generators.digits.strokes import stroke_glyphs
 from mnistattn.generators.random import stream_key
-from mnistattn.generators.variants import SPLITS, Spec
+from mnistattn.generators.variants import PALETTE, SPLITS, Spec
 
 KEY = stream_key(0, "train")
 SCENES = Path(__file__).parents[2] / ".." / "shared" / "data" / "scenes"
 # SHA-256 of 3 backgrounds of 100 pixels. A change here changes every MDIST.
 GOLDEN_PATCHES = "a6f4eec8241f805a4b32fd2acd462815b5f3a506a4b62143a140a32c6fc57208"
 GOLDEN_GAUSSIAN = "9867fbc74b90c202ebce5aa5216fa853b30952f66f8701c62afe2be036057b2d"
+# Over a grey of 90.
+GOLDEN_CLUTTER = "b3c3edf2eaae634b677c96afc026fbd93f990314afa0519f7f3e40eeae2faa9a"
 
 
 def picture(path: Path, height=30, width=40, seed=None, mode="RGB") -> Path:
@@ -252,6 +254,8 @@ def test_black_and_the_choice_by_name(pool, tmp_path):
         make, card = open_background(Spec(variant, **options), "textures", tmp_path)
         assert isinstance(make("train", pool), kind)
         assert card["source"] == kind.__name__.lower()
+    make, card = open_background(Spec("mbg-hard"), "textures", tmp_path)
+    assert isinstance(make("train", pool), Clutter) and card == {"source": "textures"}
     for split in SPLITS:
         picture(tmp_path / split / "a.png")
     make, card = open_background(Spec("mbg", size=50, max_scale=1.5), str(tmp_path), tmp_path)
@@ -270,7 +274,11 @@ def test_an_image_depends_on_its_index_alone(pool, kind):
 
 
 def test_distractors_are_pinned(pool):
-    for background, golden in ((Patches(pool), GOLDEN_PATCHES), (Gaussian(), GOLDEN_GAUSSIAN)):
+    for background, golden in (
+        (Patches(pool), GOLDEN_PATCHES),
+        (Gaussian(), GOLDEN_GAUSSIAN),
+        (Clutter(Plain(90), pool), GOLDEN_CLUTTER),
+    ):
         assert hashlib.sha256(fill(background, range(3)).tobytes()).hexdigest() == golden
 
 
@@ -293,6 +301,51 @@ def test_patches_wrap():
     # Unclipped by noise the darkest sum of any colours' green without a wrap is 16 - 4 sigma = 0;
     # the brightest channel of a colour is at least 0x92 - 40.
     assert (image.max(3)[lit] < 0x92 - 41).mean() > 0.02
+
+
+class Plain:
+    """A background of one grey."""
+
+    card = {"source": "grey"}
+
+    def __init__(self, level: int):
+        self.level = level
+
+    def fill(self, image, key, indices):
+        image[:] = self.level
+
+
+def test_clutter_lays_the_patches_over_what_is_there():
+    # Without an edge a patch hides what is under it: the last one shows.
+    pool = DigitPool.from_labels(
+        np.full((10, 28, 28), 255, np.uint8), np.arange(10, dtype=np.uint8)
+    )
+    lit = fill(Patches(pool), range(40)).any(3)
+    over = [fill(Clutter(Plain(level), pool), range(40)).astype(int) for level in (0, 60, 200)]
+    for image, level in zip(over, (0, 60, 200), strict=True):
+        assert (image[~lit] == level).mean() > 0.999  # few sums wrapped to black
+        assert np.array_equal(image[lit], over[0][lit])
+    shift = over[0][lit][:, None] - np.array(PALETTE)  # the same in all channels, or clipped
+    whole = (over[0][lit][:, None] > 0) & (over[0][lit][:, None] < 255)
+    same = np.where(whole, shift, shift.max(2, keepdims=True))
+    assert (np.ptp(same, axis=2).min(1) == 0).mean() > 0.95
+    assert Clutter(Plain(3), pool).card == Plain(3).card
+
+
+def test_clutter_is_blended_as_digits_are(pool):
+    # alpha v, ink colour * v / 255: by two grounds alpha is known, and with it the colour.
+    dark, light = (fill(Clutter(Plain(level), pool), range(60)).astype(float) for level in (0, 255))
+    alpha = 1 - (light - dark) / 255
+    assert ((alpha >= 0) & (alpha <= 1)).all()
+    assert np.abs(alpha - alpha[..., :1]).max() < 0.013  # one for all channels, to rounding
+    untouched = (alpha == 0).all(3)
+    assert 0.8 < untouched.mean() < 0.98 and (dark[untouched] == 0).all()
+    # Where one patch lies on nothing, colour = dark / alpha^2 is one of the palette's, shifted.
+    solid = alpha[..., 0] > 0.95
+    color = dark[solid] / alpha[solid] ** 2
+    off = (color[:, None] - np.array(PALETTE)).mean(2)
+    near = np.abs(color[:, None] - np.array(PALETTE) - off[..., None]).max(2).min(1)
+    assert (near < 25).mean() > 0.9
 
 
 def test_gaussian_is_half_a_normal():

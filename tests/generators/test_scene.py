@@ -31,6 +31,7 @@ GOLDEN = {
     "mbg-inv": "4d748086cb3e783e8e5538f49056b54d783f1e9133be3fd02dfdef528bb7071c",
     "mbg-up": "2cc5d80bbd8b1825996679a36f0cf37dfc7186d2cf18209fc92ca5464aa4ff4c",
     "mbg-multi": "4a15610903e65603b4288f870c37c2475dc142f08cc1bd95cc21eeda44531684",
+    "mbg-hard": "eb73c6a6016066ad933a2ef45b4b8a9b990a415e5c1c6743d8dab37ddd50108e",
 }
 
 
@@ -66,8 +67,9 @@ def test_shapes_and_padding(drawn):
     assert out["image"].shape == (SCENES, spec.size, spec.size, 3)
     there = out["digit"] >= 0
     count = there.sum(1)
-    assert set(count) == {5, 6, 7, 8, 9}
-    assert np.array_equal(there, np.arange(9) < count[:, None])  # no holes
+    least, most = spec.row.objects
+    assert set(count) == set(range(least, most + 1))
+    assert np.array_equal(there, np.arange(most) < count[:, None])  # no holes
     for name in ("color", "scale"):
         assert ((out[name] >= 0) == there).all() and (out[name][~there] == -1).all()
     assert (out["box"][~there] == -1).all() and (out["box"][there] >= 0).all()
@@ -179,7 +181,8 @@ def redraw(spec: Spec, pool: DigitPool, index: int, background: np.ndarray) -> d
         spec.row.repeats, spec.row.asks == "color", spec.placement == "balanced"
     )  # fmt: skip
     plan = Stream(0, 0, index)
-    n = 5 + plan.below(5)
+    least, most = spec.row.objects
+    n = least + plan.below(most - least + 1)
     classes = plan.shuffle(list(range(10)))
     if multi:
         copies = 2 + plan.below(3)
@@ -194,7 +197,7 @@ def redraw(spec: Spec, pool: DigitPool, index: int, background: np.ndarray) -> d
         glyphs.append(pool.images[of[plan.below(len(of))]])
     forced = 0.5 + 2.5 * plan.next() / 2**32 if balanced else None
 
-    stream = Stream(7, 0, index)
+    stream, bands = Stream(7, 0, index), Stream(8, 0, index)
     instances = np.zeros((spec.size, spec.size), np.uint8)
     scale, box, patches = [], [], []
     for j in range(n):
@@ -207,7 +210,15 @@ def redraw(spec: Spec, pool: DigitPool, index: int, background: np.ndarray) -> d
             if not window.any():
                 break
         patch = Image.fromarray(glyphs[j]).resize((z, z), Image.Resampling.BILINEAR)
-        patches.append(np.asarray(patch))
+        patches.append(np.array(patch))
+        while spec.row.occluded:
+            wide, lying = -(-z // 4), bands.below(2)
+            start = bands.below(z - wide + 1)
+            hidden = np.zeros((z, z), bool)
+            (hidden if lying else hidden.T)[start : start + wide] = True
+            if 0 < patches[j][hidden].sum(dtype=int) <= patches[j].sum(dtype=int) / 2:
+                patches[j][hidden] = 0
+                break
         window[patches[j] > 0] = j + 1
         scale.append(s)
         box.append((top, left, z, z))
@@ -269,7 +280,7 @@ def test_scenes_are_those_of_an_independent_drawing(pool, variant, placement):
         # On black within a level; on noise two where our glyph and Pillow's are a level apart.
         off = np.abs(out["image"][k] - expected["image"])
         assert off.max() <= (1 if k == 0 else 2)
-        assert (off > 1).mean() < 1e-4
+        assert (off > 1).mean() < 2e-4
 
 
 # ---------------------------------------------------------------- the distribution
@@ -309,6 +320,28 @@ def test_scales_are_shared_out_as_in_the_paper(pool, variant, scenes, shares):
     assert np.abs(colors - there.sum() / 5).max() < 4 * np.sqrt(there.sum() * 0.16)
     asked = np.bincount(out["query"], minlength=10)
     assert np.abs(asked - scenes / 10).max() < 4 * np.sqrt(scenes * 0.09)
+
+
+def test_occluded_digits_miss_a_band_and_keep_half_of_their_ink(pool):
+    occluded = draw(Spec("mbg-hard"), pool, range(40))
+    drawer = SceneDrawer(Spec("mbg-hard"), pool)
+    drawer._rules[8] = 0
+    whole = drawer.empty(40)
+    drawer.draw(whole, KEY, np.arange(40))
+    ways = set()
+    for k in range(40):
+        top, left, z, _ = whole["box"][k, 0]
+        assert (occluded["box"][k, 0] == whole["box"][k, 0]).all()  # placed first, on nothing
+        full = whole["instances"][k, top : top + z, left : left + z] == 1
+        kept = occluded["instances"][k, top : top + z, left : left + z] == 1
+        assert not (kept & ~full).any() and kept.any()
+        rows = np.flatnonzero((full & ~kept).any(1))
+        columns = np.flatnonzero((full & ~kept).any(0))
+        wide = -(-int(z) // 4)
+        lies, stands = np.ptp(rows) < wide, np.ptp(columns) < wide
+        assert lies or stands
+        ways.add("lies" if lies and not stands else "stands")
+    assert ways == {"lies", "stands"}
 
 
 @pytest.mark.parametrize("variant", ["mref", "mbg-inv", "mbg-multi"])
@@ -431,7 +464,11 @@ def test_impossible_specs_are_refused(options, message):
 
 
 def test_a_spec_survives_json():
-    for variant in VARIANTS:
+    for variant, row in VARIANTS.items():
+        own = Spec(variant)
+        assert (own.placement, own.size) == (row.placement, row.size)
+        assert (own.min_scale, own.max_scale) == row.scales
+        assert (own.min_objects, own.max_objects) == row.objects
         spec = Spec(variant, placement="balanced", min_scale=0.7, max_scale=2.3)
         assert Spec(**json.loads(json.dumps(spec.as_dict()))) == spec
     assert Spec("mbg-up").size == 224 and Spec("mbg").size == 100

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from mnistattn.errors import InputError
-from mnistattn.generators.backgrounds.distractors import Gaussian, Patches
+from mnistattn.generators.backgrounds.distractors import Clutter, Gaussian, Patches
 from mnistattn.generators.backgrounds.photos import Photos, list_photos
 from mnistattn.generators.digits.pool import DigitPool
 from mnistattn.generators.variants import Spec, closest
@@ -45,12 +45,20 @@ def open_background(
 
     name matters for variants on photos only: `textures`, `sun397`, or a folder. Raises InputError.
     """
+    if spec.row.clutter:
+        opened, card = _open_photos(spec, name, data_root)
+        return lambda split, pool: Clutter(opened(split, pool), pool), card
     if spec.background == "black":
         return lambda split, pool: Black(), dict(Black.card)
     if spec.background == "patches":
         return lambda split, pool: Patches(pool), dict(Patches.card)
     if spec.background == "gaussian":
         return lambda split, pool: Gaussian(), dict(Gaussian.card)
+    return _open_photos(spec, name, data_root)
+
+
+def _open_photos(spec: Spec, name: str, data_root: Path):
+    """The same, of `name` alone."""
     if name == "textures":
         from mnistattn.generators.backgrounds.textures import Textures
 

@@ -1,11 +1,13 @@
-"""Backgrounds of MDIST: PAN's patches of digits, or the AttentionRNN paper's Gaussian noise."""
+"""Backgrounds of MDIST: PAN's patches of digits, or the AttentionRNN paper's Gaussian noise; and
+the same patches over another background, for mbg-hard."""
 
 import numpy as np
 
+from mnistattn.generators.digits.pool import DigitPool
 from mnistattn.generators.jit import jit
 from mnistattn.generators.random import DISTRACTORS, below, next_u32, normal_table, open_stream
 from mnistattn.generators.resize import gray_scratch, resize_gray, resize_weights
-from mnistattn.generators.scene import COLOR_NOISE
+from mnistattn.generators.scene import COLOR_NOISE, over_255
 from mnistattn.generators.variants import PALETTE
 
 PATCHES = 17
@@ -28,7 +30,21 @@ class Patches:
         """Draw into image (n, H, W, 3) uint8 what lies under scenes `indices`."""
         image[:] = 0
         palette = np.array(PALETTE, np.int64)
-        _patches(indices, key, self._pool.images, palette, normal_table(COLOR_NOISE), image)
+        _patches(indices, key, self._pool.images, palette, normal_table(COLOR_NOISE), False, image)
+
+
+class Clutter:
+    """Another background with `Patches`' crops over it, blended as digits are."""
+
+    def __init__(self, under, pool: DigitPool):
+        self._under, self._pool = under, pool
+        self.card = under.card
+
+    def fill(self, image: np.ndarray, key: np.ndarray, indices: np.ndarray) -> None:
+        """Draw into image (n, H, W, 3) uint8 what lies under scenes `indices`."""
+        self._under.fill(image, key, indices)
+        palette = np.array(PALETTE, np.int64)
+        _patches(indices, key, self._pool.images, palette, normal_table(COLOR_NOISE), True, image)
 
 
 class Gaussian:
@@ -42,7 +58,7 @@ class Gaussian:
 
 
 @jit
-def _patches(indices, key, glyphs, palette, noise, image):
+def _patches(indices, key, glyphs, palette, noise, over, image):
     size = image.shape[1]
     side = glyphs.shape[1]
     crop = np.zeros((CROP, CROP), np.uint8)
@@ -67,7 +83,12 @@ def _patches(indices, key, glyphs, palette, noise, image):
                     v = np.int64(out[y, x])
                     for c in range(3):
                         ink = min(255, max(0, palette[color, c] + shift)) * v // 255
-                        image[k, y0 + y, x0 + x, c] = (image[k, y0 + y, x0 + x, c] + ink) & 255
+                        under = np.int64(image[k, y0 + y, x0 + x, c])
+                        if over:
+                            under = over_255(ink * v + under * (255 - v) + 127)
+                        else:
+                            under = (under + ink) & 255
+                        image[k, y0 + y, x0 + x, c] = under
 
 
 @jit
