@@ -136,7 +136,8 @@ def _group(key: str, members: Sequence[Submission]) -> Group:
         for name, rank in zip(rows, found, strict=True):
             place[name][measure] = rank
     retests = _retests(entries)
-    made = [_entry(name, entry, place[name], shared, retests.get(name))
+    mixed = len({s.result["cost"].get("precision") for s in members}) > 1
+    made = [_entry(name, entry, place[name], shared, retests.get(name), mixed)
             for name, entry in entries.items()]  # fmt: skip
     made.sort(key=lambda e: (-e.accuracy.value, e.name))
     gallery = next((g for g in (s.gallery() for s in members) if g is not None), None)
@@ -161,7 +162,7 @@ def _names(result: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _entry(
     name: str, entry: Sequence[Submission], rank: dict[str, int],
-    shared: dict[str, Pooled | None], retest: Retest | None,
+    shared: dict[str, Pooled | None], retest: Retest | None, mixed: bool,
 ) -> Entry:  # fmt: skip
     raw, samples = entry[0].result, entry[0].samples
     correctness = scores(entry, "correctness")
@@ -182,7 +183,7 @@ def _entry(
         train_cost=float(np.median([c["train_times_none"]["median"] for c in costs])),
         inference_cost=float(np.median([c["inference_times_none"]["median"] for c in costs])),
         train_seconds=float(np.median([c["train_seconds"] for c in costs])),
-        paper=_paper(raw), code=raw["code"], marks=tuple(_marks(entry)), retest=retest,
+        paper=_paper(raw), code=raw["code"], marks=tuple(_marks(entry, mixed)), retest=retest,
         maps=gallery, correct=samples["correct"][:shown] if shown else None,
         answers=tuple(answers[p] for p in samples["prediction"][:shown]),
     )  # fmt: skip
@@ -223,7 +224,8 @@ def _paper(raw: dict) -> dict[str, float | None]:
     return {k: found.get(k) for k in ("accuracy", "correctness")}
 
 
-def _marks(entry: Sequence[Submission]) -> Iterable[str]:
+def _marks(entry: Sequence[Submission], mixed: bool) -> Iterable[str]:
+    """mixed: whether the group's results were computed in several precisions."""
     k = len(entry)
     if k < ENOUGH_SEEDS:
         borrows = is_ranked(entry, "accuracy")
@@ -232,6 +234,10 @@ def _marks(entry: Sequence[Submission]) -> Iterable[str]:
                f"between trainings is {how}.")  # fmt: skip
     if len({s.result["code"] for s in entry}) > 1:
         yield "Its seeds were run with different versions of the code."
+    if mixed:
+        used = sorted({s.result["cost"].get("precision") or "" for s in entry})
+        words = [p or "a precision that the result does not record" for p in used]
+        yield f"Computed in {' and '.join(words)}; other rows are not."
 
 
 def _retests(entries: dict[str, list[Submission]]) -> dict[str, Retest]:

@@ -248,6 +248,22 @@ def test_other_code_between_seeds_is_marked(tmp_path):
     assert entries["san"].marks == ()
 
 
+def test_a_mix_of_precisions_is_marked(tmp_path):
+    for seed in range(3):
+        narrow = {"precision": "float32" if seed == 2 else "bfloat16"}
+        f.fabricate(tmp_path / f"a{seed}", "ctx", seed, n=40, cost={"precision": "bfloat16"})
+        f.fabricate(tmp_path / f"b{seed}", "san", seed, n=40, cost=narrow)
+        f.fabricate(tmp_path / f"c{seed}", "noctx", seed, n=40)
+        f.fabricate(tmp_path / f"d{seed}", "ctx", seed, variant="mdist", n=40)  # one: no mark
+    mixed, other = sorted(build(collected(tmp_path)).groups, key=lambda group: -len(group.entries))
+    assert [e.marks for e in other.entries] == [()]
+    assert {e.name: e.marks for e in mixed.entries} == {
+        "ctx": ("Computed in bfloat16; other rows are not.",),
+        "san": ("Computed in bfloat16 and float32; other rows are not.",),
+        "noctx": ("Computed in a precision that the result does not record; other rows are not.",),
+    }
+
+
 def test_options_make_another_entry(tmp_path):
     f.fabricate(tmp_path / "a", "arnn", n=40)
     f.fabricate(tmp_path / "b", "arnn", n=40, changed_options={"hidden": 8})
