@@ -12,6 +12,7 @@ from mnistattn.evaluation.checkpoint import load_tensors, save_tensors
 from mnistattn.models.attention.focus import focus_loss
 from mnistattn.models.attention.pan import CTX, NoCTX
 from mnistattn.models.attention.san import SAN
+from mnistattn.models.attention.scan import Scan
 from mnistattn.models.network import Network, build, own_loss, placed
 from mnistattn.models.registry import KINDS, MODELS, PLACEMENTS, Model, choose_options, find
 
@@ -353,7 +354,7 @@ DEFAULTS = {
     "arnn-ind": ARNN_DEFAULTS | {"independent": True},
     "arnn-ind-sampled": ARNN_DEFAULTS | {"sampled": True, "independent": True},
     "brnn": ARNN_DEFAULTS | {"block": 2},
-    "scan": {"hidden": 8, "width": 16, "context": 3},
+    "scan": {"hidden": 8, "width": 16, "context": 3, "gate_bias": 0.0, "focus": 0.0},
     "soft": {"hidden": 32},
     "hard": {"hidden": 32} | SCORE,
     "item-soft": {"hidden": 32, "sides": 4},
@@ -793,7 +794,7 @@ def test_pan_is_its_formula(kind, last):
         np.testing.assert_allclose(found[0], activated(score, last), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", [CTX, NoCTX])
+@pytest.mark.parametrize("kind", [CTX, NoCTX, Scan])
 def test_a_gate_may_start_nearly_shut(kind):
     x, query = torch.randn(2, 3, 5, 4), torch.randn(2, 4)
     for last in (False, True):
@@ -807,7 +808,7 @@ def test_a_gate_may_start_nearly_shut(kind):
         kind(3, 4, last=False, gate_bias=-30)
 
 
-@pytest.mark.parametrize("kind", [CTX, NoCTX])
+@pytest.mark.parametrize("kind", [CTX, NoCTX, Scan])
 @pytest.mark.parametrize("last", [False, True])
 def test_focus_is_a_loss_of_maps_that_are_right_already(kind, last):
     torch.manual_seed(1)

@@ -16,12 +16,14 @@ scans of feature maps in four directions (VMamba, Liu et al., NeurIPS 2024).
 
 Our choices, which no source states: all of it as attention, and the sizes; the bias of the forget
 gates at the start, spread over the channels so that a state is a mean over 2 to 16 cells.
+`gate_bias` and `focus`, both off by default, are those of `ctx` (pan.py, focus.py).
 
 How well: on MREF, after the board's two epochs, 86.0 %, where `arnn` has 80.4 and `ctx` 69.0 (two
 seeds each; docs/zoo.md); its maps lie no better on the target than theirs.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from mnistattn.errors import InputError
 from mnistattn.models.attention import check
 from mnistattn.models.attention.activate import gate_or_softmax
+from mnistattn.models.attention.focus import focus_loss
 from mnistattn.models.recurrence.linear_scan import COLUMNS, ROWS, gated_scan
 
 SHORTEST, LONGEST = 2.0, 16.0  # cells that a state spans at the start: 1 / (1 - f)
@@ -45,6 +48,8 @@ class Scan(nn.Module):
         hidden: t, channels of a direction's state, from 1; multiples of 8 are the fast ones.
         width: channels of E and of the head, from 1.
         context: side of K in pixels, odd.
+        gate_bias: what is added to an inner gate's score, from -20.
+        focus: weight of the loss that makes maps small where the answer is right, from 0.
 
     Raises InputError for an option out of its range.
     """
@@ -54,9 +59,12 @@ class Scan(nn.Module):
 
     def __init__(
         self, channels: int, query_dim: int, *, last: bool, hidden: int = 8, width: int = 16,
-        context: int = 3,
+        context: int = 3, gate_bias: float = 0.0, focus: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
+        check.number(-20, gate_bias=gate_bias)
+        check.number(0, focus=focus)
+        self.focus = focus
         check.whole(hidden=hidden, width=width, context=context)
         if not context % 2:
             raise InputError(f"context {context} is even: give an odd number.")
@@ -75,6 +83,9 @@ class Scan(nn.Module):
         self.columns_query = nn.Linear(query_dim, 4 * hidden)
         self.head_query = nn.Linear(query_dim, width)
         self.score = nn.Linear(width, 1, bias=not last)  # which a softmax would not see
+        if not last:
+            with torch.no_grad():
+                self.score.bias.add_(gate_bias)
         self._forget_slowly(hidden)
 
     def _forget_slowly(self, hidden: int) -> None:
@@ -86,8 +97,9 @@ class Scan(nn.Module):
                 bias.zero_()
                 bias[:, 0] = torch.log(spans - 1)  # sigm(log(s - 1)) = 1 - 1 / s
 
-    def forward(self, x: Tensor, query: Tensor) -> Tensor:
-        """x (B, C, H, W), query (B, Q) -> map (B, 1, H, W) in (0, 1); sums to 1 if last."""
+    def forward(self, x: Tensor, query: Tensor) -> Tensor | tuple[Tensor, Callable]:
+        """x (B, C, H, W), query (B, Q) -> map (B, 1, H, W) in (0, 1); sums to 1 if last. With
+        `focus`, in training, its loss beside it."""
         e = F.relu(self.local(x) + self.query(query)[:, :, None, None], inplace=True)
         to_rows, to_columns, to_head = (part(e.permute(0, 2, 3, 1)) for part in self.evidence)
         rows = gated_scan(to_rows, self.rows_query(query), ROWS)
@@ -95,4 +107,5 @@ class Scan(nn.Module):
         columns = gated_scan(to_columns, self.columns_query(query), COLUMNS)
         known = to_head + self.rows_to_head(rows) + self.columns_to_head(columns)
         known = F.relu(known + self.head_query(query)[:, None, None], inplace=True)
-        return gate_or_softmax(self.score(known).permute(0, 3, 1, 2), self.last)
+        a = gate_or_softmax(self.score(known).permute(0, 3, 1, 2), self.last)
+        return (a, focus_loss(a, self.focus)) if self.focus and self.training else a
