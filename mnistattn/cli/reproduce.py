@@ -60,9 +60,10 @@ def command(
     """Make the paper's data sets, train its models, and print its tables with ours beside them.
 
     TABLE is table1, table2, table3, inverse, multi (the paper's), readings (of the training set),
-    hard (ours, on mbg-hard), or all. What is there is kept: an interrupted command goes on when it is given again. The
-    tables are written to OUT/reproduction.md, with learning curves if matplotlib is there, and with
-    the layers' maps of the inverse task's models side by side (Figure 6b).
+    hard (ours, on mbg-hard), or all. What is there is kept: an interrupted command goes on when it
+    is given again. The tables are written to OUT/reproduction.md, with learning curves if
+    matplotlib is there, and with the layers' maps of the inverse task's models side by side
+    (Figure 6b).
     """
     from mnistattn.evaluation.sweep import SweepError
     from mnistattn.reproduction.plan import (
