@@ -53,9 +53,8 @@ _SOURCES = (
     click.option("--distractors", default="patches", show_default=True,
                  metavar="patches|gaussian",
                  help="mdist: crops of digits (PAN) or Gaussian noise (AttentionRNN paper)."),
-    click.option("--placement", default=None, metavar="paper|balanced",
-                 help="balanced: the scale that is asked for is uniform over its range.  "
-                 "[default: paper, of mbg-hard balanced]"),
+    click.option("--placement", default="paper", show_default=True, metavar="paper|balanced",
+                 help="balanced: the scale that is asked for is uniform over its range."),
     click.option("--digit-split", default="separate", show_default=True,
                  metavar="separate|pooled",
                  help="pooled: the splits share one pool of digits, as the original code."),

@@ -36,7 +36,7 @@ def generate(
     variant: str = "mbg", out: str | Path | None = None, *, seed: int = 0,
     train: int = COUNTS["train"], val: int = COUNTS["val"], test: int = COUNTS["test"],
     digits: str = "auto", backgrounds: str = "textures", data_root: str | Path = "data",
-    distractors: str = "patches", placement: str | None = None, digit_split: str = "separate",
+    distractors: str = "patches", placement: str = "paper", digit_split: str = "separate",
     workers: int | None = None, overwrite: bool = False, progress: bool = True,
     shards: int | None = None, engine: str | None = None, scheduler: str | None = None,
     say: Callable[[str], None] = print, **spec_options,
@@ -56,12 +56,7 @@ def generate(
     """
     if scheduler and engine is None:
         engine = "dask"
-    spec = Spec(
-        variant,
-        distractors=distractors,
-        placement=placement,  # type: ignore[arg-type]
-        **spec_options,
-    )
+    spec = Spec(variant, distractors=distractors, placement=placement, **spec_options)
     counts = {"train": train, "val": val, "test": test}
     _check_request(counts, seed, workers, shards, engine, scheduler)
     out = Path(out if out is not None else Path("data") / variant)

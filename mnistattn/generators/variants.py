@@ -37,9 +37,7 @@ class Variant:
     repeats: bool = False  # the queried digit appears in two to four colours, each of them right
     clutter: bool = False  # crops of coloured digits, as MDIST's, over the background
     occluded: bool = False  # a band of each digit is missing
-    placement: str = "paper"  # this and the next two: what a spec has if it does not say
-    scales: tuple[float, float] = (0.5, 3.0)
-    objects: tuple[int, int] = (5, 9)
+    objects: tuple[int, int] = (5, 9)  # from and to, if a spec does not say
 
 
 VARIANTS = {
@@ -53,10 +51,9 @@ VARIANTS = {
                       size=224, background="photo"),
     "mbg-multi": Variant("MBG^multi", "the queried digit in 2 to 4 colours; digit -> any of them",
                          background="photo", repeats=True),
-    "mbg-hard": Variant("MBG^hard", "8 to 10 digits, any size as often, each with a band missing, "
-                        "on photos with crops of digits; digit -> colour",
-                        background="photo", clutter=True, occluded=True, placement="balanced",
-                        objects=(8, 10)),
+    "mbg-hard": Variant("MBG^hard", "8 to 10 digits, each with a band missing, on photos with crops "
+                        "of digits; digit -> colour",
+                        background="photo", clutter=True, occluded=True, objects=(8, 10)),
 }  # fmt: skip
 
 
@@ -79,30 +76,29 @@ def choose(what: str, value: str, words) -> str:
 class Spec:
     """All that a scene's pixels depend on, beside seed, split, index and the sources' content.
 
-    None, and a size of 0, stand for the variant's own and are replaced by it at once. Scales are
-    relative to a 28-pixel digit and kept in steps of 1/1024, so that integers hold them.
+    No number of objects, and a size of 0, stand for the variant's own and are replaced by it at once.
+    Scales are relative to a 28-pixel digit and kept in steps of 1/1024, so that integers hold them.
     Raises InputError if no scene could be drawn from it.
     """
 
     variant: str
     distractors: str = "patches"
-    placement: str = None  # type: ignore[assignment]
+    placement: str = "paper"
     size: int = 0  # canvas height and width in pixels
-    min_scale: float = None  # type: ignore[assignment]
-    max_scale: float = None  # type: ignore[assignment]
+    min_scale: float = 0.5
+    max_scale: float = 3.0
     min_objects: int = None  # type: ignore[assignment]
     max_objects: int = None  # type: ignore[assignment]
 
     def __post_init__(self):
         row = VARIANTS[choose("variant", self.variant, VARIANTS)]
-        own = {"placement": row.placement, "size": row.size,
-               "min_scale": row.scales[0], "max_scale": row.scales[1],
-               "min_objects": row.objects[0], "max_objects": row.objects[1]}  # fmt: skip
-        for name, value in own.items():
-            if getattr(self, name) is None or (name == "size" and self.size == 0):
-                object.__setattr__(self, name, value)
         choose("kind of distractors", self.distractors, DISTRACTORS)
         choose("placement", self.placement, PLACEMENTS)
+        if self.size == 0:
+            object.__setattr__(self, "size", row.size)
+        for name, value in zip(("min_objects", "max_objects"), row.objects, strict=True):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         if not 28 <= self.size <= 1024:
             raise InputError(f"size {self.size} is out of range: a canvas has 28 to 1024 pixels.")
         if not 1 / 8 <= self.min_scale <= self.max_scale <= 8:

@@ -105,7 +105,7 @@ def title(result: dict) -> str:
         "textures": "on textures",
     }.get(sources["backgrounds"]["source"], "on photos")
     words = f"{dataset['paper_name']}: {digits} {under}"
-    if spec["placement"] != VARIANTS[dataset["variant"]].placement:
+    if spec["placement"] != "paper":
         words += f", {spec['placement']} scales"
     digests = dataset["digests"]
     if any(digests.get(k) != v for k, v in result["trained_on"].items()):

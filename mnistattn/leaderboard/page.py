@@ -94,8 +94,7 @@ def remake_command(group: Group) -> str:
         words.append("--backgrounds PHOTOS")
     if row and row.background == "distractors" and spec.get("distractors") != "patches":
         words.append(f"--distractors {spec.get('distractors')}")
-    own = row.placement if row else "paper"
-    if spec.get("placement", own) != own:
+    if spec.get("placement", "paper") != "paper":
         words.append(f"--placement {spec['placement']}")
     counts = {"test": group.n} | data.get("counts", {})
     words += [f"--{s} {counts[s]}" for s in COUNTS if s in counts and counts[s] != COUNTS[s]]

@@ -13,7 +13,7 @@ from typing import Any
 from mnistattn.evaluation.metrics import SCALE_EDGES
 from mnistattn.evaluation.paper import printed, unconfirmed
 from mnistattn.evaluation.recipes import RECIPES
-from mnistattn.generators.variants import COUNTS, VARIANTS
+from mnistattn.generators.variants import COUNTS
 from mnistattn.leaderboard.board import Entry, Estimate, Group
 from mnistattn.leaderboard.build import build, by_name, recipe_words, title
 from mnistattn.leaderboard.collect import Submission, companion
@@ -237,7 +237,7 @@ def generate_line(data: Data, dataset: dict, home: str) -> str:
     if spec["variant"].startswith("mbg"):
         source = sources["backgrounds"]["source"]
         words += ["--backgrounds", "PHOTOS" if source == "folder" else source]
-    if spec["placement"] != VARIANTS[data.variant].placement:
+    if spec["placement"] != "paper":
         words += ["--placement", spec["placement"]]
     if spec["distractors"] != "patches":
         words += ["--distractors", spec["distractors"]]

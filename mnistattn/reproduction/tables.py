@@ -49,7 +49,8 @@ DATA = {
         Data("mbg-up", "mbg-up", "224 pixels", beside="mbg-up"),
         Data("mbg-inv", "mbg-inv", "colour -> digit", beside="mbg-inv"),
         Data("mbg-multi", "mbg-multi", "the queried digit in two to four colours"),
-        Data("mbg-hard", "mbg-hard", "ours: more digits, of all sizes, cluttered and occluded"),
+        Data("mbg-hard", "mbg-hard",
+             "ours: more digits, a band of each missing, among crops of digits"),
     )
 }  # fmt: skip
 

@@ -14,7 +14,6 @@ from mnistattn.cli.sweep import command as sweep_command
 from mnistattn.cli.sweep import parse_models, parse_seeds
 from mnistattn.evaluation.recipes import make_recipe
 from mnistattn.evaluation.train import describe
-from mnistattn.generators.variants import Spec
 from mnistattn.leaderboard.board import Estimate
 from mnistattn.leaderboard.collect import add
 from mnistattn.models.registry import choose_options
@@ -282,9 +281,8 @@ def checked_generate(line: str, dataset: dict) -> dict:
     found = options_of(line)
     assert found["variant"] == dataset["variant"] and found["seed"] == dataset["seed"]
     assert {split: found[split] for split in dataset["counts"]} == dataset["counts"]
-    spec = Spec(found["variant"], found["distractors"], found["placement"])
     for option in ("distractors", "placement"):
-        assert getattr(spec, option) == dataset["spec"][option]
+        assert found[option] == dataset["spec"][option]
     digits, under = dataset["sources"]["digits"], dataset["sources"]["backgrounds"]["source"]
     assert (found["digits"], found["digit_split"]) == (digits["source"], digits["split"])
     if dataset["variant"].startswith("mbg"):
