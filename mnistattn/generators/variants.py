@@ -51,8 +51,8 @@ VARIANTS = {
                       size=224, background="photo"),
     "mbg-multi": Variant("MBG^multi", "the queried digit in 2 to 4 colours; digit -> any of them",
                          background="photo", repeats=True),
-    "mbg-hard": Variant("MBG^hard", "8 to 10 digits, each with a band missing, on photos with crops "
-                        "of digits; digit -> colour",
+    "mbg-hard": Variant("MBG^hard", "8 to 10 digits, each with a band missing, on photos with "
+                        "crops of digits; digit -> colour",
                         background="photo", clutter=True, occluded=True, objects=(8, 10)),
 }  # fmt: skip
 
@@ -76,7 +76,7 @@ def choose(what: str, value: str, words) -> str:
 class Spec:
     """All that a scene's pixels depend on, beside seed, split, index and the sources' content.
 
-    No number of objects, and a size of 0, stand for the variant's own and are replaced by it at once.
+    A size of 0 and no number of objects stand for the variant's own and are replaced by it at once.
     Scales are relative to a 28-pixel digit and kept in steps of 1/1024, so that integers hold them.
     Raises InputError if no scene could be drawn from it.
     """
