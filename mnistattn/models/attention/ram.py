@@ -30,8 +30,9 @@ ones do not alias, and are zero outside the image. The map: the window of each s
 box of mass 1 / (glimpses * scales), what lies outside the image dropped (the bilinear margin of
 half a cell is not painted).
 
-How well: not trained on a board; on a small task of three shapes it learns slowly, to about what a
-guess among the colours that are there gives (docs/zoo.md).
+How well: on MREF, after the board's two epochs, 31.3 %, less than `none` (41.2), but 76.5 % on the
+largest digits, which no window can miss: it learns to see before it learns where to look, and that
+slowly (docs/zoo.md).
 """
 
 import math
