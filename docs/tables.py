@@ -42,7 +42,8 @@ def main() -> None:
     result = json.loads((HERE / "results" / "recurrence.json").read_text())
     replace(HERE / "measurements.md", "recurrence", recurrence(result))
     replace(HERE / "reproduction.md", "tables", reproduction())
-    replace(HERE / "zoo.md", "board", zoo())
+    for variant in ("mref", "mdist"):
+        replace(HERE / "zoo.md", f"board-{variant}", zoo(variant))
     result = json.loads((HERE / "results" / "train_step-zoo.json").read_text())
     replace(HERE / "zoo.md", "steps", steps(result))
     result = json.loads((HERE / "results" / "gradient_variance.json").read_text())
@@ -62,32 +63,37 @@ def reproduction() -> str:
     return text
 
 
-def zoo() -> str:
-    """All models on the board's MREF, and what they answer on MDIST, untrained for it."""
+def zoo(variant: str) -> str:
+    """All models on the board of a variant; of MREF also what they answer on MDIST, untrained for
+    it."""
     found, problems = collect([HERE.parent / "leaderboard"])
     assert not problems, problems
     runs: dict[str, list[dict]] = {}
     for s in found:
-        if s.result["dataset"]["variant"] == "mref":
+        if s.result["dataset"]["variant"] == variant:
             runs.setdefault(s.name, []).append(s.result)
     cluttered = {}
     for file in sorted((HERE / "results" / "zoo").glob("*.json")):
         result = json.loads(file.read_text())
         cluttered.setdefault(label(result).replace("`", ""), []).append(accuracy(result))
-    lines = [
-        "| model | seeds | accuracy, % | digits of 0.5-1 | 1.5-2 | 2.5-3 | correctness |"
-        " last layer's | on MDIST, % |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["model", "seeds", "accuracy, %", "digits of 0.5-1", "1.5-2", "2.5-3", "correctness",
+             "last layer's"] + ["on MDIST, %"] * (variant == "mref")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, results in sorted(runs.items(), key=lambda e: -mean(map(accuracy, e[1]))):
         scales = [mean(100 * r["scores"]["scales"][k]["value"] for r in results) for k in (0, 2, 4)]
         maps = [r["scores"] for r in results if r["scores"]["masks"]]
         on_target = (mean(m["masks"]["correctness"]["value"] for m in maps),
                      mean(m["layers"][-1]["value"] for m in maps)) if maps else ()  # fmt: skip
-        cells = [f"`{name}`", str(len(results)), f"{mean(map(accuracy, results)):.1f}",
-                 *(f"{scale:.1f}" for scale in scales),
-                 *(f"{share:.3f}" for share in on_target or ()), *([] if maps else "--"),
-                 f"{mean(cluttered[name]):.1f}" if name in cluttered else ""]  # fmt: skip
+        cells = [
+            f"`{name}`",
+            str(len(results)),
+            f"{mean(map(accuracy, results)):.1f}",
+            *(f"{scale:.1f}" for scale in scales),
+            *(f"{share:.3f}" for share in on_target or ()),
+            *([] if maps else "--"),
+        ]
+        if variant == "mref":
+            cells.append(f"{mean(cluttered[name]):.1f}" if name in cluttered else "")  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
