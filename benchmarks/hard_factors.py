@@ -18,6 +18,7 @@ import torch
 
 from mnistattn.dataset.paint import Sources
 from mnistattn.evaluation.reload import load_run
+from mnistattn.evaluation.report import changed_options
 from mnistattn.evaluation.step import autocast
 from mnistattn.generators.variants import VARIANTS, Spec
 
@@ -35,8 +36,9 @@ BATCH = 250
 
 def scenes(changes: dict, n: int, args) -> dict[str, np.ndarray]:
     """n test scenes of MBG with its row of the table changed."""
-    VARIANTS["changed"] = replace(VARIANTS["mbg"], **changes)
-    spec = Spec("changed")
+    row = {name: value for name, value in changes.items() if name != "placement"}
+    VARIANTS["changed"] = replace(VARIANTS["mbg"], **row)
+    spec = Spec("changed", placement=changes.get("placement", "paper"))
     data = Path(args.data_root)
     sources = Sources(
         spec, args.seed, args.digits, "separate", args.backgrounds, data, lambda _: None
@@ -69,7 +71,9 @@ def main() -> None:
     args = parser.parse_args()
     runs = [load_run(run) for run in args.runs]
     networks = {
-        f"{run.row.name} ({run.raw['dataset']['variant']})": run.network(torch.device("cpu"))
+        " ".join(
+            [run.row.name, *changed_options(run.raw), run.raw["dataset"]["variant"]]
+        ): run.network(torch.device("cpu"))
         for run in runs
     }
     found: dict[str, dict[str, float]] = {}
