@@ -258,9 +258,11 @@ def test_a_mix_of_precisions_is_marked(tmp_path):
     mixed, other = sorted(build(collected(tmp_path)).groups, key=lambda group: -len(group.entries))
     assert [e.marks for e in other.entries] == [()]
     assert {e.name: e.marks for e in mixed.entries} == {
-        "ctx": ("Computed in bfloat16; other rows are not.",),
-        "san": ("Computed in bfloat16 and float32; other rows are not.",),
-        "noctx": ("Computed in a precision that the result does not record; other rows are not.",),
+        "ctx": ("Computed in bfloat16, which is not known of all rows here.",),
+        "san": ("Computed in bfloat16 and float32, which is not known of all rows here.",),
+        "noctx": (
+            "Computed in a precision that the result does not record, which is not known of all rows here.",
+        ),
     }
 
 
