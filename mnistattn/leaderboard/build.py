@@ -237,7 +237,8 @@ def _marks(entry: Sequence[Submission], mixed: bool) -> Iterable[str]:
     if mixed:
         used = sorted({s.result["cost"].get("precision") or "" for s in entry})
         words = [p or "a precision that the result does not record" for p in used]
-        yield f"Computed in {' and '.join(words)}, which is not known of all rows here."
+        rest = "" if "" in used else ", which is not known of all rows here"
+        yield f"Computed in {' and '.join(words)}{rest}."
 
 
 def _retests(entries: dict[str, list[Submission]]) -> dict[str, Retest]:

@@ -260,9 +260,7 @@ def test_a_mix_of_precisions_is_marked(tmp_path):
     assert {e.name: e.marks for e in mixed.entries} == {
         "ctx": ("Computed in bfloat16, which is not known of all rows here.",),
         "san": ("Computed in bfloat16 and float32, which is not known of all rows here.",),
-        "noctx": (
-            "Computed in a precision that the result does not record, which is not known of all rows here.",
-        ),
+        "noctx": ("Computed in a precision that the result does not record.",),
     }
 
 
