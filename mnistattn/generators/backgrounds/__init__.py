@@ -45,16 +45,16 @@ def open_background(
 
     name matters for variants on photos only: `textures`, `sun397`, or a folder. Raises InputError.
     """
-    if spec.row.clutter:
-        opened, card = _open_photos(spec, name, data_root)
-        return lambda split, pool: Clutter(opened(split, pool), pool), card
     if spec.background == "black":
         return lambda split, pool: Black(), dict(Black.card)
     if spec.background == "patches":
         return lambda split, pool: Patches(pool), dict(Patches.card)
     if spec.background == "gaussian":
         return lambda split, pool: Gaussian(), dict(Gaussian.card)
-    return _open_photos(spec, name, data_root)
+    opened, card = _open_photos(spec, name, data_root)
+    if not spec.row.clutter:
+        return opened, card
+    return lambda split, pool: Clutter(opened(split, pool), pool), card
 
 
 def _open_photos(spec: Spec, name: str, data_root: Path):

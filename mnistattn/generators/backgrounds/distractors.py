@@ -85,10 +85,10 @@ def _patches(indices, key, glyphs, palette, noise, over, image):
                         ink = min(255, max(0, palette[color, c] + shift)) * v // 255
                         under = np.int64(image[k, y0 + y, x0 + x, c])
                         if over:
-                            under = over_255(ink * v + under * (255 - v) + 127)
+                            value = over_255(ink * v + under * (255 - v) + 127)
                         else:
-                            under = (under + ink) & 255
-                        image[k, y0 + y, x0 + x, c] = under
+                            value = (under + ink) & 255
+                        image[k, y0 + y, x0 + x, c] = value
 
 
 @jit
