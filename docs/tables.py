@@ -84,16 +84,11 @@ def zoo(variant: str) -> str:
         maps = [r["scores"] for r in results if r["scores"]["masks"]]
         on_target = (mean(m["masks"]["correctness"]["value"] for m in maps),
                      mean(m["layers"][-1]["value"] for m in maps)) if maps else ()  # fmt: skip
-        cells = [
-            f"`{name}`",
-            str(len(results)),
-            f"{mean(map(accuracy, results)):.1f}",
-            *(f"{scale:.1f}" for scale in scales),
-            *(f"{share:.3f}" for share in on_target or ()),
-            *([] if maps else "--"),
-        ]
+        cells = [f"`{name}`", str(len(results)), f"{mean(map(accuracy, results)):.1f}",
+                 *(f"{scale:.1f}" for scale in scales),
+                 *([f"{share:.3f}" for share in on_target] or "--")]  # fmt: skip
         if variant == "mref":
-            cells.append(f"{mean(cluttered[name]):.1f}" if name in cluttered else "")  # fmt: skip
+            cells.append(f"{mean(cluttered[name]):.1f}" if name in cluttered else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
