@@ -227,15 +227,17 @@ def layers_picture(
         raise ValueError(f"There must be a model, and {count} captions and answers of each.")
 
     size = width, height = _tile_size(columns, rows)
-    panels = [_panel_width(n, width) for n in (1, *map(len, drawn))]
+    names = ("", *(model.name for model in models))
+    panels = [
+        max(_panel_width(max(1, len(maps)), width), min(_name_width(name), _panel_width(2, width)))
+        for name, maps in zip(names, ([], *drawn), strict=True)
+    ]
     page_width = max(sum(panels) + GAP * len(drawn), _legend_width("true mask"))
     row_height = height + CAPTION + 8
     head = PAD + NAME + HEADING
     picture, draw, top = _page(page_width, head + count * row_height, title)
-    left, places = MARGIN, []
-    for panel, name, maps in zip(
-        panels, ("", *(m.name for m in models)), ([], *drawn), strict=True
-    ):
+    left, places, rooms = MARGIN, [], [panel - 2 * PAD for panel in panels]
+    for panel, name, maps in zip(panels, names, ([], *drawn), strict=True):
         headings = [f"layer {k + 1}" for k in range(len(maps))] or ["image"]
         _panel(draw, (left, top), (panel, head + count * row_height), headings, width, NAME)
         line = fitted(name, panel - 2 * PAD, font(16))
@@ -249,11 +251,10 @@ def layers_picture(
         picture.paste(tile(images[i], size, _resample(columns, width)), (places[0], y))
         line = fitted(captions[i], width, font(14))
         draw.text((places[0], words), line, font=font(14), fill=INK, anchor="lm")
-        for x, model, maps in zip(places[1:], models, drawn, strict=True):
+        for x, room, model, maps in zip(places[1:], rooms[1:], models, drawn, strict=True):
             for k, layer in enumerate(maps):
                 shown = _over(images[i], masks[i], layer[i], size)
                 picture.paste(shown, (x + k * (width + GAP), y))
-            room = _panel_width(len(maps), width) - 2 * PAD
             _caption(draw, (x, words), model.said[i], bool(model.correct[i]), room)
     _legend(picture, top + head + count * row_height + MARGIN // 2 + 4, "true mask")
     return picture
@@ -297,6 +298,11 @@ def _panel(
 def _panel_width(columns: int, width: int) -> int:
     """Of a panel with so many columns of tiles of this width."""
     return columns * (width + GAP) - GAP + 2 * PAD
+
+
+def _name_width(name: str) -> int:
+    """Of a panel that shows the whole of a name above it."""
+    return math.ceil(font(16).getlength(name)) + 2 * PAD
 
 
 def _map(name: str, values: NDArray[np.floating], count: int) -> NDArray[np.float64]:

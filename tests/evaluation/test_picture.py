@@ -201,6 +201,17 @@ def test_each_map_is_over_its_own_maximum_and_the_mask_is_outlined():
     assert (found > 50).sum() == 5  # on each of five maps
 
 
+def test_a_name_above_a_narrow_panel_is_whole_if_not_too_long():
+    def width(name, layers=1):
+        return layers_picture(
+            **together(models=[looks(layers=(layers,))[0]._replace(name=name), *looks()])
+        ).width
+
+    assert width("SAN") == width("") < width("GAUSSIAN-GLIMPSE") < width("W" * 20)
+    assert width("W" * 20) == width("W" * 99)
+    assert width("GAUSSIAN-GLIMPSE", 3) == width("", 3)  # there is room for it anyhow
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_answers_are_green_or_red(right):
     models = [m._replace(correct=[right] * 3) for m in looks()]
