@@ -70,8 +70,12 @@ class Dask:
 
     def _connect(self, distributed, scheduler: str) -> None:
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        # Known before it connects, so that it is closed if it cannot. The garbage collector would
+        # close it as well, but waits for a lock then that is held while another event loop starts;
+        # where it runs in the thread of that loop, both wait for ever.
+        self._client = distributed.Client.__new__(distributed.Client)
         try:
-            self._client = distributed.Client(scheduler, timeout=CONNECT_SECONDS)
+            self._client.__init__(scheduler, timeout=CONNECT_SECONDS)
         except (OSError, ValueError, TypeError) as error:  # TimeoutError is an OSError
             raise InputError(
                 f"no Dask scheduler answers at {scheduler}: start one with 'dask scheduler', or "

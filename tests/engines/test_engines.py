@@ -225,19 +225,28 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "nonsense://x:{}", "no-such-host:{}"])
 def test_a_scheduler_that_does_not_answer(monkeypatch, address):
-    pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed")
     monkeypatch.setattr("mnistattn.engines.dask.CONNECT_SECONDS", 0.5)
     address = address.format(free_port())
+    made, begin = [], distributed.Client.__init__
+
+    def init(self, *args, **kwargs):
+        made.append(self)
+        begin(self, *args, **kwargs)
+
+    monkeypatch.setattr(distributed.Client, "__init__", init)
     before = time.monotonic()
     with pytest.raises(InputError, match=f"no Dask scheduler answers at {address}"):
         open_engine("dask", scheduler=address)
     assert time.monotonic() - before < 60  # Dask itself would try for 30 s, and again and again
+    # Left open, a client waits for ever if it is collected while another one starts.
+    assert [client.status for client in made] == ["closed"]
 
 
 @contextmanager
 def lone_scheduler(folder: Path) -> Iterator[str]:
-    """The address of a `dask scheduler` without workers, in a process of its own, as users have it:
-    one in this process, beside another cluster, once waited for ever."""
+    """The address of a `dask scheduler` without workers, in a process of its own, as users have
+    it."""
     pytest.importorskip("distributed")
     file = folder / "scheduler.json"
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1",
