@@ -44,6 +44,7 @@ def main() -> None:
     replace(HERE / "reproduction.md", "tables", reproduction())
     for variant in ("mref", "mdist"):
         replace(HERE / "zoo.md", f"board-{variant}", zoo(variant))
+    replace(HERE / "zoo.md", "photos", zoo_on_photos(at_home))
     result = json.loads((HERE / "results" / "train_step-zoo.json").read_text())
     replace(HERE / "zoo.md", "steps", steps(result))
     result = json.loads((HERE / "results" / "gradient_variance.json").read_text())
@@ -76,21 +77,39 @@ def zoo(variant: str) -> str:
     for file in sorted((HERE / "results" / "zoo").glob("*.json")):
         result = json.loads(file.read_text())
         cluttered.setdefault(label(result).replace("`", ""), []).append(accuracy(result))
-    heads = ["model", "seeds", "accuracy, %", "digits of 0.5-1", "1.5-2", "2.5-3", "correctness",
-             "last layer's"] + ["on MDIST, %"] * (variant == "mref")  # fmt: skip
+    heads = ["model", "seeds", "accuracy, %", *PARTS] + ["on MDIST, %"] * (variant == "mref")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, results in sorted(runs.items(), key=lambda e: -mean(map(accuracy, e[1]))):
-        scales = [mean(100 * r["scores"]["scales"][k]["value"] for r in results) for k in (0, 2, 4)]
-        maps = [r["scores"] for r in results if r["scores"]["masks"]]
-        on_target = (mean(m["masks"]["correctness"]["value"] for m in maps),
-                     mean(m["layers"][-1]["value"] for m in maps)) if maps else ()  # fmt: skip
         cells = [f"`{name}`", str(len(results)), f"{mean(map(accuracy, results)):.1f}",
-                 *(f"{scale:.1f}" for scale in scales),
-                 *([f"{share:.3f}" for share in on_target] or "--")]  # fmt: skip
+                 *parts(results)]  # fmt: skip
         if variant == "mref":
             cells.append(f"{mean(cluttered[name]):.1f}" if name in cluttered else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def zoo_on_photos(runs: list[dict]) -> str:
+    """All models trained to the end on MBG by the common recipe, the best first."""
+    lines = [f"| {' | '.join(['model', 'accuracy, % (95 % interval)', *PARTS])} |",
+             "|---" * (2 + len(PARTS)) + "|"]  # fmt: skip
+    rows = [r for r in runs if r["dataset"]["variant"] == "mbg" and not changed(r)
+            and (r["recipe"]["epochs"], r["recipe"]["queries"]) == (12, "one")]  # fmt: skip
+    for r in sorted(rows, key=accuracy, reverse=True):
+        cells = [f"`{r['model']}`", interval(r["scores"]["accuracy"]), *parts([r])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+PARTS = ("digits of 0.5-1", "1.5-2", "2.5-3", "correctness", "last layer's")
+
+
+def parts(results: list[dict]) -> list[str]:
+    """The cells below PARTS, the means of several seeds."""
+    scales = [mean(100 * r["scores"]["scales"][k]["value"] for r in results) for k in (0, 2, 4)]
+    maps = [r["scores"] for r in results if r["scores"]["masks"]]
+    on_target = (mean(m["masks"]["correctness"]["value"] for m in maps),
+                 mean(m["layers"][-1]["value"] for m in maps)) if maps else ()  # fmt: skip
+    return [f"{scale:.1f}" for scale in scales] + ([f"{s:.3f}" for s in on_target] or ["-", "-"])
 
 
 def accuracy(result: dict) -> float:
@@ -207,9 +226,13 @@ def middle(numbers: dict, digits: int) -> str:
 
 
 def label(run: dict) -> str:
+    return " ".join([f"`{run['model']}`", *changed(run)])
+
+
+def changed(run: dict) -> list[str]:
+    """The options of a run that are not the usual ones."""
     usual = find(run["model"]).defaults()
-    changed = [f"{k}={v}" for k, v in run["options"].items() if usual.get(k) != v]
-    return " ".join([f"`{run['model']}`", *changed])
+    return [f"{k}={v}" for k, v in run["options"].items() if usual.get(k) != v]
 
 
 def interval(rate: dict) -> str:

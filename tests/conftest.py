@@ -35,6 +35,14 @@ def one_round() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_each() -> None:
+    """Processes that share the cores (pytest -n) compute with one thread each: OpenMP's wait for
+    each other at the end of each loop, busily."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        importlib.import_module("torch").set_num_threads(1)
+
+
 @functools.lru_cache(maxsize=6)  # the splits of two seeds, 110 MiB
 def _glyphs(draw: Callable, seed: int, split: str, count: int) -> tuple:
     found = draw(seed, split, count)
