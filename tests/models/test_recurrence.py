@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from mnistattn.errors import InputError
 from mnistattn.models.attention import arnn
@@ -551,6 +552,22 @@ def test_unknown_backends_are_refused() -> None:
     with pytest.raises(InputError, match="meta"):
         lstm_cpu(*meta)
     assert diagonal_lstm(*meta).shape == (1, 2, 2, 2)
+
+
+@pytest.mark.parametrize("sizes", [(2, 5, 4, 7, 3), (1, 32, 12, 12, 16), (3, 1, 1, 1, 1),
+                                   (2, 3, 6, 1, 2), (0, 2, 3, 3, 2)])  # fmt: skip
+def test_the_meta_device_counts_the_definition_s_multiplications(sizes):
+    batch, channels, rows, columns, t = sizes
+    shapes = (batch, channels, rows, columns), (2, channels, 4 * t), (2, 2 * t, 4 * t)
+    found = []
+    for device in ("cpu", "meta"):
+        with FlopCounterMode(display=False) as counter:
+            hidden = diagonal_lstm(
+                *(torch.zeros(shape, device=device) for shape in shapes), backend="reference"
+            )
+        assert hidden.is_contiguous(memory_format=torch.channels_last)
+        found.append((counter.get_total_flops(), hidden.shape, hidden.dtype))
+    assert found[0] == found[1]
 
 
 # ---------------------------------------------------------------------------------- torch around it

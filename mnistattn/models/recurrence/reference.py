@@ -15,9 +15,25 @@ def diagonal_lstm(
     x: Tensor, input_weight: Tensor, recurrent_weight: Tensor, offset: Tensor
 ) -> Tensor:
     """See `mnistattn.models.recurrence.diagonal_lstm`."""
+    if x.is_meta:
+        return _without_values(x, input_weight, recurrent_weight)
     left = _one_direction(x, input_weight[0], recurrent_weight[0], offset[:, 0])
     right = _one_direction(x.flip(3), input_weight[1], recurrent_weight[1], offset[:, 1]).flip(3)
     return torch.cat((left, right), 1).contiguous(memory_format=torch.channels_last)
+
+
+def _without_values(x: Tensor, input_weight: Tensor, recurrent_weight: Tensor) -> Tensor:
+    """On the meta device, where FLOPs are counted: the answer's shape, from as many multiplications
+    as all cells take, in one product instead of hundreds, which take seconds to count."""
+    batch, channels, rows, columns = x.shape
+    t = recurrent_weight.shape[2] // 4
+    cells = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    seen = torch.cat((cells, cells.new_empty(len(cells), 2 * t)), 1)  # and h before and above
+    gates = seen.expand(2, -1, -1) @ torch.cat((input_weight, recurrent_weight), 1)
+    hidden = (
+        gates[..., :t].unflatten(1, (batch, rows, columns)).permute(1, 0, 4, 2, 3).flatten(1, 2)
+    )
+    return hidden.contiguous(memory_format=torch.channels_last)
 
 
 def _one_direction(x: Tensor, input_weight: Tensor, recurrent: Tensor, offset: Tensor) -> Tensor:
