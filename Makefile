@@ -24,7 +24,7 @@ demo: $(VENV)/.ready
 # A process a core, but no more than 4. One that dies, as of a test that hangs, is not replaced: its
 # file would be run again, and again.
 test: $(VENV)/.ready lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
