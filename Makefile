@@ -21,10 +21,12 @@ demo: $(VENV)/.ready
 	    --queries fresh --out runs/demo
 	@echo "See data/demo/sheet.png and runs/demo/picture.png"
 
-# A process a core, but no more than 4. One that dies, as of a test that hangs, is not replaced: its
-# file would be run again, and again.
+# A process a core, but no more than 4. Files in their order: by their numbers of tests, the longest
+# would come last. A process that dies, as of a test that hangs, is not replaced: its file would be
+# run again, and again.
 test: $(VENV)/.ready lint
-	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --max-worker-restart 0
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	    --max-worker-restart 0
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
