@@ -268,7 +268,8 @@ def sweep_line(rows: Sequence[Row], home: str) -> str:
 
 def tally(tables: Sequence[Table], rows: dict[str, list[Row]]) -> str:
     """How many of the paper's confirmed numbers the mean of our seeds reaches, on images of its
-    kind, by the best of the recipes (and of the readings of a data set) that were run."""
+    kind, by the best of the recipes that were run. The second reading of a data set counts nothing:
+    it is there to be compared with the first."""
     found: dict[tuple[str, str], tuple[float, list[float]]] = {}
     for table in tables:
         for data in (DATA[name] for name in table.data):
