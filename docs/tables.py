@@ -21,6 +21,7 @@ from mnistattn.reproduction.report import report, rows_of
 from mnistattn.reproduction.tables import DATA, chosen
 
 HERE = Path(__file__).parent
+PARTS = ("digits of 0.5-1", "1.5-2", "2.5-3", "correctness", "last layer's")  # of a zoo's table
 
 
 def main() -> None:
@@ -98,9 +99,6 @@ def zoo_on_photos(runs: list[dict]) -> str:
         cells = [f"`{r['model']}`", interval(r["scores"]["accuracy"]), *parts([r])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-PARTS = ("digits of 0.5-1", "1.5-2", "2.5-3", "correctness", "last layer's")
 
 
 def parts(results: list[dict]) -> list[str]:
