@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mnistattn.leaderboard.collect import companion
-from mnistattn.reproduction.report import Row, label, made_of
+from mnistattn.reproduction.report import Row, hardware, label, made_of
 from mnistattn.reproduction.tables import papers_models
 
 MEASURES = {"val_accuracy": ("accuracy, %", 100), "val_correctness": ("correctness", 1)}
@@ -69,7 +69,8 @@ def curves(title: str, rows: Sequence[Row]) -> bytes | None:
 
 
 def _name(row: Row) -> str:
-    return f"{label(row.model, row.options)} ({made_of(row.first)})"
+    where = hardware(s.result for s in row.runs)  # minutes are of no use without it
+    return f"{label(row.model, row.options)} ({made_of(row.first)}; {where})"
 
 
 def _histories(row: Row) -> list[list[dict[str, Any]]]:

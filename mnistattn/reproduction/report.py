@@ -150,7 +150,7 @@ def _models(data: Data, mine) -> list[list[str]]:
                 difference(e.accuracy, paper["accuracy"] if same else None, 100, 2),
                 spread(e.correctness, 1, 3), correctness,
                 difference(e.correctness, paper["correctness"] if same else None, 1, 3),
-                duration(e.train_seconds), raw["cost"]["device"],
+                duration(e.train_seconds), hardware([s.result for s in row.runs]),
             ])  # fmt: skip
     return lines
 
@@ -325,6 +325,13 @@ def label(model: str, options: dict) -> str:
 def made_of(raw: dict) -> str:
     """A result's data and recipe: "MNIST digits on photos; fast, 12 epochs, queries one"."""
     return f"{title(raw).partition(': ')[2]}; {recipe_words(raw['recipe'])}"
+
+
+def hardware(results: Iterable[dict]) -> str:
+    """What results were trained on, and in which precision: "CPU (1 threads), bfloat16"."""
+    costs = [r["cost"] for r in results]
+    found = [", ".join(filter(None, (c["device"], c.get("precision")))) for c in costs]
+    return "; ".join(dict.fromkeys(found))
 
 
 def _paper(number: float | None, variant: str, model: str, measure: str, digits: int) -> str:

@@ -92,6 +92,18 @@ def test_a_mean_over_seeds_beside_the_paper(several, text):
     assert arnn[3].startswith("50.00 (") and arnn[4:6] == ["?", "-"]  # one seed has no deviation
 
 
+def test_seeds_trained_on_different_hardware_say_so(tmp_path):
+    for seed, precision in enumerate([None, "bfloat16", "bfloat16", "float32"]):
+        file = i.invent(tmp_path, "mref", "ctx", seed) / "result.json"
+        raw = json.loads(file.read_text())
+        raw["cost"]["precision"] = precision
+        file.write_text(json.dumps(raw))
+    (rows,) = i.parts(reported(tmp_path, "table1"))[TABLES["table1"].title, "mref"]
+    assert row_of(rows, "CTX")[-1] == (
+        "CPU (1 threads); CPU (1 threads), bfloat16; CPU (1 threads), float32"
+    )
+
+
 def test_each_recipe_has_a_row(text):
     (rows,) = i.parts(text)[TABLES["table1"].title, "mref"]
     found = {row[1].partition("; ")[2]: (row[3].split()[0], row[5]) for row in rows
