@@ -19,7 +19,6 @@ from mnistattn.generators.jit import jit
 # Purposes: what a stream is for. Separate streams keep one decision from shifting another, so that
 # the same seed places the same digits in MREF, MDIST and MBG: the sets differ in background alone.
 PLAN, COLOR, QUERY, BACKGROUND, DISTRACTORS, GLYPH, TEXTURE, PLACEMENT = 0, 1, 2, 3, 4, 5, 6, 7
-OCCLUSION = 8
 
 
 def stream_key(seed: int, split: str) -> np.ndarray:

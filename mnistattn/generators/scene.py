@@ -17,7 +17,6 @@ from mnistattn.errors import MnistattnError
 from mnistattn.generators.jit import jit
 from mnistattn.generators.random import (
     COLOR,
-    OCCLUSION,
     PLACEMENT,
     PLAN,
     QUERY,
@@ -42,7 +41,7 @@ class SceneDrawer:
         self._low, self._high = round(spec.min_scale * 1024), round(spec.max_scale * 1024)
         self._rules = np.array(
             [spec.size, self._low, self._high, spec.min_objects, spec.max_objects,
-             row.asks == "color", row.repeats, spec.placement == "balanced", row.occluded], np.int64
+             row.asks == "color", row.repeats, spec.placement == "balanced"], np.int64
         )  # fmt: skip
         smallest = (GLYPH_SIZE * self._low) >> 10
         self._sizes = range(smallest, ((GLYPH_SIZE * self._high) >> 10) + 1)
@@ -124,7 +123,6 @@ def draw_scenes(
         restart = 0
         while True:
             stream = open_stream(key, PLACEMENT, restart, index)
-            bands = open_stream(key, OCCLUSION, restart, index)
             done = 0
             instances[k] = 0
             taken[:] = 0
@@ -141,8 +139,6 @@ def draw_scenes(
                 resize_gray(
                     glyphs[glyph[done]], z, first[t], count[t], weights[t], scratch, patch[done]
                 )
-                if rules[8]:
-                    occlude(bands, patch[done], z)
                 stamp(instances[k], taken, patch[done], box[k, done], done + 1)
                 done += 1
             if done == n:
@@ -234,22 +230,6 @@ def is_free(taken, top, left, z):
             if taken[y, word] & mask != 0:
                 return False
     return True
-
-
-@jit
-def occlude(stream, patch, z):
-    """Erase a band of a quarter of the z x z glyph, upright or lying, drawn again until at least
-    half of the ink is left (a 1 could vanish); after MAX_TRIES the glyph stays whole."""
-    ink = patch[:z, :z].astype(np.int64).sum()
-    width = (z + 3) // 4
-    for _ in range(MAX_TRIES):
-        lying = below(stream, 2) == 1
-        start = below(stream, z - width + 1)
-        band = patch[start : start + width, :z] if lying else patch[:z, start : start + width]
-        lost = band.astype(np.int64).sum()
-        if 2 * lost <= ink and lost > 0:
-            band[:] = 0
-            return
 
 
 @jit

@@ -36,7 +36,6 @@ class Variant:
     asks: str = "digit"  # the query's kind; the answer is the other of digit and color
     repeats: bool = False  # the queried digit appears in two to four colours, each of them right
     clutter: bool = False  # crops of coloured digits, as MDIST's, over the background
-    occluded: bool = False  # a band of each digit is missing
     objects: tuple[int, int] = (5, 9)  # from and to, if a spec does not say
 
 
@@ -51,9 +50,8 @@ VARIANTS = {
                       size=224, background="photo"),
     "mbg-multi": Variant("MBG^multi", "the queried digit in 2 to 4 colours; digit -> any of them",
                          background="photo", repeats=True),
-    "mbg-hard": Variant("MBG^hard", "8 to 10 digits, each with a band missing, on photos with "
-                        "crops of digits; digit -> colour",
-                        background="photo", clutter=True, occluded=True, objects=(8, 10)),
+    "mbg-hard": Variant("MBG^hard", "8 to 10 digits on photos with crops of digits; "
+                        "digit -> colour", background="photo", clutter=True, objects=(8, 10)),
 }  # fmt: skip
 
 

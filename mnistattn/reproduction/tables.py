@@ -50,7 +50,7 @@ DATA = {
         Data("mbg-inv", "mbg-inv", "colour -> digit", beside="mbg-inv"),
         Data("mbg-multi", "mbg-multi", "the queried digit in two to four colours"),
         Data("mbg-hard", "mbg-hard",
-             "ours: more digits, a band of each missing, among crops of digits"),
+             "ours: more digits, among crops of digits"),
     )
 }  # fmt: skip
 
