@@ -124,7 +124,7 @@ def test_models_that_are_no_row_of_a_table(tmp_path):
     """`--results` may have a plugged one, or one of the zoo, of which the reports show nothing."""
     history_of(i.invent(tmp_path, "mref", "ctx"))
     before = drawn(tmp_path)
-    for model in ("Mine", "scan"):
+    for model in ("Mine", "soft"):
         history_of(i.invent(tmp_path, "mref", model))
     after = drawn(tmp_path)
     assert before is not None and np.array_equal(before, after)
