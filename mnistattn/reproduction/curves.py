@@ -16,7 +16,7 @@ from mnistattn.reproduction.tables import papers_models
 MEASURES = {"val_accuracy": ("accuracy, %", 100), "val_correctness": ("correctness", 1)}
 # Of Okabe and Ito (2008): told apart by colour-blind people, too; dashes differ where colours end.
 COLOURS = ("#8c6d31", "#e69f00", "#56b4e9", "#0072b2", "#d55e00", "#cc79a7", "#009e73", "#882255",
-           "#332288", "#111111")  # fmt: skip
+           "#332288", "#0b1f14")  # fmt: skip
 DASHES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
