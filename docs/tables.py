@@ -3,7 +3,8 @@
     python docs/tables.py
 
 Reads the results in docs/results/runs (each the result.json of a run, some of an older schema, as
-the runs on photos that no board takes), docs/results/reproduction and leaderboard, and replaces
+the runs on photos that no board takes), docs/results/reproduction, docs/results/hard
+(weights of MBG on mbg-hard) and leaderboard, and replaces
 what stands between the markers <!-- NAME --> and <!-- /NAME -->, so that no number is copied by
 hand.
 """
@@ -37,6 +38,7 @@ def main() -> None:
     replace(HERE.parent / "README.md", "results", accuracy_table(at_home))
     replace(HERE / "measurements.md", "models", accuracy_table(at_home) + "\n" + scales(at_home))
     replace(HERE / "measurements.md", "transfer", transfer(runs))
+    replace(HERE / "measurements.md", "hard", hard(at_home))
     for name, file in (("steps", "train_step.json"), ("steps-224", "train_step-224.json")):
         result = json.loads((HERE / "results" / file).read_text())
         replace(HERE / "measurements.md", name, steps(result))
@@ -93,12 +95,45 @@ def zoo_on_photos(runs: list[dict]) -> str:
     """All models trained to the end on MBG by the common recipe, the best first."""
     lines = [f"| {' | '.join(['model', 'accuracy, % (95 % interval)', *PARTS])} |",
              "|---" * (2 + len(PARTS)) + "|"]  # fmt: skip
-    rows = [r for r in runs if r["dataset"]["variant"] == "mbg" and not changed(r)
-            and (r["recipe"]["epochs"], r["recipe"]["queries"]) == (12, "one")]  # fmt: skip
+    rows = [r for r in to_the_end(runs) if not changed(r)]
     for r in sorted(rows, key=accuracy, reverse=True):
         cells = [f"`{r['model']}`", interval(r["scores"]["accuracy"]), *parts([r])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def hard(runs: list[dict]) -> str:
+    """Models on MBG, on mbg-hard with the same weights, and on mbg-hard trained on it; those that
+    were trained on either by `fast`, one query an image."""
+    columns: list[dict[str, dict]] = [{label(r): r for r in to_the_end(runs)}, {}, {}]
+    found, problems = collect([HERE / "results" / "reproduction"])
+    assert not problems, problems
+    for s in found:
+        variant, recipe = s.result["dataset"]["variant"], s.result["recipe"]
+        if variant in ("mbg", "mbg-hard") and recipe["queries"] == "one" and s.result["seed"] == 0:
+            columns[0 if variant == "mbg" else 2][label(s.result)] = s.result
+    for file in sorted((HERE / "results" / "hard").glob("*.json")):
+        result = json.loads(file.read_text())
+        columns[1][label(result)] = result
+    lines = ["| model | MBG, % | correctness | mbg-hard, trained on MBG, % | correctness | "
+             "mbg-hard, trained on it, % | correctness |", "|---" * 7 + "|"]  # fmt: skip
+    names = sorted({*columns[1], *columns[2]},
+                   key=lambda n: max(accuracy(c[n]) for c in columns[1:] if n in c))  # fmt: skip
+    for name in reversed(names):
+        cells = [name]
+        for column in columns:
+            r = column.get(name)
+            masks = r["scores"]["masks"] if r else None
+            cells += [interval(r["scores"]["accuracy"]) if r else "",
+                      f"{masks['correctness']['value']:.3f}" if masks else ""]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def to_the_end(runs: list[dict]) -> list[dict]:
+    """Those on MBG by all of the common recipe."""
+    return [r for r in runs if r["dataset"]["variant"] == "mbg"
+            and (r["recipe"]["epochs"], r["recipe"]["queries"]) == (12, "one")]  # fmt: skip
 
 
 def parts(results: list[dict]) -> list[str]:
