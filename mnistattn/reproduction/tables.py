@@ -91,7 +91,8 @@ TABLES = {
         Table("readings", "Two readings of the training set", (("ctx", {}), ("arnn", {})),
               ("mbg", "mbg-all"), quick=("mbg", "mbg-all")),
         Table("hard", "A harder track of ours, with nothing of the paper's beside it",
-              (("none", {}), ("san", {}), ("noctx", {}), ("ctx", {}), ("arnn", {}), ("scan", {})),
+              (("none", {}), ("san", {}), ("noctx", {}), ("ctx", {}), ("arnn", {}), ("scan", {}),
+               ("scan", {"gate_bias": -2, "focus": 0.03})),
               ("mbg-hard",), by_scale=True, quick=("mbg-hard",)),
     )
 }  # fmt: skip
