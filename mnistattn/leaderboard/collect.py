@@ -193,7 +193,7 @@ def add(run: str | Path, folder: str | Path, photos: bool = False) -> Path:
     name = submission.name.replace(" ", "-").replace("/", "_")
     stem = f"{name}-{submission.group}-seed{raw['seed']}"
     target = home / f"{stem}.json"
-    if target.exists() and json.loads(target.read_text()) != _renamed(raw, stem):
+    if target.exists() and json.loads(target.read_text()) != _published(raw, stem):
         raise InputError(f"{target} is there already, of another run: remove it first.")
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -201,12 +201,12 @@ def add(run: str | Path, folder: str | Path, photos: bool = False) -> Path:
         if gallery.exists() and not (home / GALLERY).exists():
             shutil.copyfile(gallery, home / GALLERY)
         if not (home / DATASET).exists():
-            _write(home / DATASET, raw["dataset"] | {"trained_on": raw["trained_on"]})
+            _write(home / DATASET, _placeless(raw["dataset"]) | {"trained_on": raw["trained_on"]})
         for i, (content, _) in enumerate([(raw, None), *submission.retests]):
             name = stem if i == 0 else f"{stem}.retest-{content['test_seed']}"
             source = submission.file.with_name(content["samples"]["file"])
             shutil.copyfile(source, home / f"{name}.h5")
-            _write(home / f"{name}.json", _renamed(content, name))
+            _write(home / f"{name}.json", _published(content, name))
         for kind in COMPANIONS:
             if (source := companion(submission.file, kind)).exists():
                 shutil.copyfile(source, companion(target, kind))
@@ -222,8 +222,20 @@ def companion(file: Path, kind: str) -> Path:
     return file.with_name(name)
 
 
-def _renamed(raw: dict, stem: str) -> dict:
-    return raw | {"samples": raw["samples"] | {"file": f"{stem}.h5"}}
+def _published(raw: dict, stem: str) -> dict:
+    """A result, or a retest, as it stands on a board."""
+    dataset = {"dataset": _placeless(raw["dataset"])} if "dataset" in raw else {}
+    return raw | dataset | {"samples": raw["samples"] | {"file": f"{stem}.h5"}}
+
+
+def _placeless(dataset: dict) -> dict:
+    """A data set that says of a folder of photos its name alone, not where it lies on a disk."""
+    sources = dataset["sources"]
+    under = sources["backgrounds"]
+    if "path" not in under:
+        return dataset
+    named = under | {"path": Path(under["path"]).name}
+    return dataset | {"sources": sources | {"backgrounds": named}}
 
 
 def _write(file: Path, content: dict) -> None:

@@ -394,6 +394,17 @@ def test_photos_are_added_on_demand_alone(tmp_path):
     assert not collect([tmp_path / "published"], public=True)[0]
 
 
+def test_a_board_does_not_say_where_photos_lie(tmp_path):
+    under = {"backgrounds": {"source": "folder", "path": "/home/somebody/photos", "splits": {}}}
+    run = f.fabricate(tmp_path / "a", variant="mbg", sources=under, n=60)
+    for _ in range(2):  # again is no other run
+        file = add(run, tmp_path / "published", photos=True)
+    for name in (file, file.with_name("dataset.json")):
+        text = name.read_text()
+        assert "somebody" not in text and '"path": "photos"' in text
+    assert len(collect([tmp_path / "published"])[0]) == 1
+
+
 def test_a_broken_result_is_not_added(board, tmp_path):
     f.edit(board / "b", set_accuracy)
     with pytest.raises(InputError, match="does not follow from its samples"):
